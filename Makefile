@@ -1,1 +1,59 @@
-all:
+# make course [LESSONS="01 09"] [PROFILE=full]   run the lessons     make test   everything that CI checks
+# make lab   JupyterLab on nbs/     make bench   the measurements     make test-gpu   on a CUDA machine
+
+SHELL := /bin/bash
+PYTHON ?= python3
+LESSONS ?=
+PROFILE ?=
+BIN := .venv/bin
+export UV_COMPILE_BYTECODE := 1
+export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
+
+.PHONY: setup course test test-gpu lab bench lock clean
+.DEFAULT_GOAL := course
+
+setup: .venv/.ready
+
+# uv makes the environment; where the machine has none, it is installed into the environment itself.
+.venv/.ready: pyproject.toml requirements.lock
+	@echo "Setting up .venv (several GB; a minute or a few on the first run)"
+	@if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then \
+		[ -x $(BIN)/python ] || uv venv --quiet --python '>=3.11,<3.14' .venv; UV=uv; \
+	else \
+		[ -x $(BIN)/python ] || $(PYTHON) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,14))' \
+			|| { echo "Python 3.11, 3.12 or 3.13 is needed and $(PYTHON) is $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12, or install uv"; exit 1; }; \
+		[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv; \
+		$(BIN)/python -m pip install --quiet uv; UV=$(BIN)/uv; \
+	fi; \
+	set -e; $$UV pip install --quiet --python $(BIN)/python -r requirements.lock; \
+	$$UV pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+course: setup
+	@echo "Running the lessons (executed copies and pages: _runs/)"
+	@$(BIN)/course run $(LESSONS) $(if $(PROFILE),--profile $(PROFILE))
+
+# One process a notebook and one thread each: with two torch processes on two cores, more threads are ten times slower.
+test: setup
+	@echo "1 of 2: the notebooks, top to bottom"
+	@OMP_NUM_THREADS=1 COURSE_PROFILE=sample COURSE_DEVICE=cpu timeout 1800 $(BIN)/python tests/run_notebooks.py
+	@echo "2 of 2: the tests"
+	@OMP_NUM_THREADS=1 COURSE_DEVICE=cpu $(BIN)/python -m pytest
+
+test-gpu: setup
+	@$(BIN)/python -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make test-gpu: torch sees no CUDA device here, so nothing was tested")'
+	COURSE_DEVICE=cuda $(BIN)/python tests/run_notebooks.py --n-workers 1
+	COURSE_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
+
+lab: setup
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+bench: setup
+	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+# Names and versions only; universal, so that one file serves Linux, macOS and every supported Python.
+lock:
+	uv pip compile --quiet --universal --upgrade --no-header --no-annotate --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf _runs data/sample data/cache
