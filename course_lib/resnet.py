@@ -8,17 +8,18 @@ __all__ = ['answers', 'mnist_dls', 'conv', 'simple_cnn', 'n_params', 'course_lea
            'DenseLayer', 'transition', 'conv_and_res', 'resnet_ish', 'filter_direction', 'loss_surface', 'wide_resnet',
            'digit_augs', 'fit_digits', 'no_skips', 'dense_ish', 'last_relu', 'train']
 
-# %% ../nbs/01_mnist_resnet.ipynb #bcd5525a
+# %% ../nbs/01_mnist_resnet.ipynb #803e7904
 import time
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
-from fastai.vision.all import (CategoryBlock, ChannelsLast, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock, LabelSmoothingCrossEntropyFlat,
-    Learner, Normalize, PILImageBW, accuracy, aug_transforms, get_image_files, parent_label)
+from fastai.vision.all import (CategoryBlock, ChannelsLast, CrossEntropyLossFlat, DataBlock,
+    GrandparentSplitter, ImageBlock, LabelSmoothingCrossEntropyFlat, Learner, Normalize, PILImageBW,
+    accuracy, aug_transforms, get_image_files, parent_label)
 from .core import CourseError, default_device, runs_home, seed_everything
 from .data import RandomPadCrop, TensorDL, get_data
 
-# %% ../nbs/01_mnist_resnet.ipynb #a9e0a64c
+# %% ../nbs/01_mnist_resnet.ipynb #a5e6af02
 def mnist_dls(
     path,            # folder with `training/<digit>/*.png` and `testing/<digit>/*.png`
     bs:int=128,      # pictures in a batch
@@ -27,8 +28,8 @@ def mnist_dls(
 ): # fastai DataLoaders; a batch is (bs, 1, 28, 28) floats and (bs,) classes
     "The digits as normalised batches, randomly padded in training"
     tfms = [RandomPadCrop(3)] if batch_tfms is None else batch_tfms
-    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files, get_y=parent_label,
-        splitter=GrandparentSplitter('training', 'testing'), batch_tfms=[*tfms, Normalize()])
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files,
+        splitter=GrandparentSplitter('training', 'testing'), get_y=parent_label, batch_tfms=[*tfms, Normalize()])
     return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=device or default_device())
 
 # %% ../nbs/01_mnist_resnet.ipynb #97db9d1d
@@ -55,7 +56,7 @@ def n_params(model:nn.Module) -> int:
     "How many numbers a model learns"
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/01_mnist_resnet.ipynb #25f72171
+# %% ../nbs/01_mnist_resnet.ipynb #7dbab6b5
 def course_learner(
     dls,            # fastai DataLoaders
     model,          # a module
@@ -64,7 +65,8 @@ def course_learner(
     **kwargs        # more for fastai's Learner
 ): # a fastai Learner
     "A Learner as this course uses it: flat cross entropy, accuracy, files kept among the runs"
-    learn = Learner(dls, model, loss_func=loss_func or CrossEntropyLossFlat(), metrics=metrics, path=runs_home(), **kwargs)
+    loss_func = loss_func or CrossEntropyLossFlat()
+    learn = Learner(dls, model, loss_func=loss_func, metrics=metrics, path=runs_home(), **kwargs)
     learn.recorder.add_time = False
     return learn
 
@@ -83,16 +85,17 @@ def conv_layer(
     layers = [nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=False), bn]
     return nn.Sequential(*layers, nn.ReLU()) if act else nn.Sequential(*layers)
 
-# %% ../nbs/01_mnist_resnet.ipynb #61d60e81
+# %% ../nbs/01_mnist_resnet.ipynb #99cddb9e
 def conv2(ni, nf, **kwargs):
     "A `conv_layer` that halves the grid"
     return conv_layer(ni, nf, stride=2, **kwargs)
 
 def short_cnn():
     "`simple_cnn` in fewer words, and without the biases that batch norm takes away again"
-    return nn.Sequential(conv2(1,8), conv2(8,16), conv2(16,32), conv2(32,16), conv2(16,10, act=False), nn.Flatten())
+    body = conv2(1,8), conv2(8,16), conv2(16,32), conv2(32,16)
+    return nn.Sequential(*body, conv2(16,10, act=False), nn.Flatten())
 
-# %% ../nbs/01_mnist_resnet.ipynb #fb622801
+# %% ../nbs/01_mnist_resnet.ipynb #3fe4c915
 class PlainOrRes(nn.Module):
     "Two 3×3 convolutions; with `skip`, their input is added to their output (He et al. 2015, section 3.2)"
     def __init__(self,
@@ -103,11 +106,13 @@ class PlainOrRes(nn.Module):
     ):
         super().__init__()
         self.convs = nn.Sequential(conv_layer(ni, nf, stride=stride), conv_layer(nf, nf, act=False))
-        same = ni == nf and stride == 1
-        self.idpath = None if not skip else nn.Identity() if same else conv_layer(ni, nf, ks=1, stride=stride, act=False)
-    def forward(self, x): return F.relu(self.convs(x) if self.idpath is None else self.convs(x) + self.idpath(x))
+        same = nn.Identity() if ni == nf and stride == 1 else conv_layer(ni, nf, ks=1, stride=stride, act=False)
+        self.idpath = same if skip else None
+    def forward(self, x):
+        res = self.convs(x)
+        return F.relu(res + self.idpath(x) if self.idpath else res)
 
-# %% ../nbs/01_mnist_resnet.ipynb #4e32b2d9
+# %% ../nbs/01_mnist_resnet.ipynb #74ace065
 def deep_net(
     depth:int,       # layers with weights: 6n+2, so 20 or 56
     skip:bool,       # residual blocks or plain ones?
@@ -115,12 +120,13 @@ def deep_net(
     ni:int=1,        # channels of the picture
     n_out:int=10     # classes
 ): # a module, (n, ni, h, w) → (n, n_out)
-    "The CIFAR networks of He et al. 2015 (section 4.2), thinner, on half the grid; raises `CourseError` for other depths"
+    "The CIFAR networks of He et al. 2015 (section 4.2), thinner; raises `CourseError` for other depths"
     n, rest = divmod(depth-2, 6)
     if rest or n < 1: raise CourseError(f'deep_net: depth {depth} is not 6n+2. Expected 8, 14, 20, …, 56')
     widths = [nf]*n + [2*nf]*n + [4*nf]*n
     blocks = [PlainOrRes(a, b, 1 if a == b else 2, skip) for a,b in zip([nf]+widths, widths)]
-    return nn.Sequential(conv_layer(ni, nf, stride=2), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*nf, n_out))
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*nf, n_out)
+    return nn.Sequential(conv_layer(ni, nf, stride=2), *blocks, *head)
 
 # %% ../nbs/01_mnist_resnet.ipynb #0cf98f2a
 def fit_deep(
@@ -151,9 +157,9 @@ def fewer_items(
     dl.n = len(keep)
     return type(dls)(dl, dls.valid, path=dls.path, device=dls.device)
 
-# %% ../nbs/01_mnist_resnet.ipynb #4f2bc8ab
+# %% ../nbs/01_mnist_resnet.ipynb #59d8e717
 class ResBlock(nn.Module):
-    "x + conv2(conv1(x)), then ReLU; the second norm starts at zero, so the block starts as the identity (Goyal et al. 2017, section 5.1)"
+    "x + conv2(conv1(x)), then ReLU (He et al. 2015); starts as the identity (Goyal et al. 2017, section 5.1)"
     def __init__(self,
         nf:int # channels in and out
     ):
@@ -214,21 +220,22 @@ def transition(
     "From one dense block to the next: fewer channels, half the grid (Huang et al. 2016, section 3)"
     return nn.Sequential(conv_layer(ni, nf, ks=1), nn.AvgPool2d(2, ceil_mode=True))
 
-# %% ../nbs/01_mnist_resnet.ipynb #0d81934d
+# %% ../nbs/01_mnist_resnet.ipynb #205adaf2
 def conv_and_res(ni, nf):
     "Halve the grid, then one residual block"
     return nn.Sequential(conv2(ni, nf), res_block(nf))
 
 def resnet_ish():
     "The lecture's network: 1-8-16-32-16-10 channels with a residual block after each step but the last"
-    return nn.Sequential(conv_and_res(1,8), conv_and_res(8,16), conv_and_res(16,32), conv_and_res(32,16), conv2(16,10, act=False), nn.Flatten())
+    body = conv_and_res(1,8), conv_and_res(8,16), conv_and_res(16,32), conv_and_res(32,16)
+    return nn.Sequential(*body, conv2(16,10, act=False), nn.Flatten())
 
-# %% ../nbs/01_mnist_resnet.ipynb #65a8a59f
+# %% ../nbs/01_mnist_resnet.ipynb #a861c4b7
 def filter_direction(
     model:nn.Module, # where the walk starts
     seed:int         # for the random direction
 ) -> list:           # a tensor for each parameter
-    "A random direction, every filter as long as the model's own; zero for norms and biases (Li et al. 2018, section 4)"
+    "A random direction with filters as long as the model's; zero for norms and biases (Li et al. 2018, section 4)"
     g, res = torch.Generator().manual_seed(seed), []
     for p in model.parameters():
         d, dims = torch.randn(p.shape, generator=g).to(p.device), tuple(range(1, p.ndim))
@@ -254,18 +261,21 @@ def loss_surface(
     for p,p0 in zip(ps, start): p.copy_(p0)
     return res
 
-# %% ../nbs/01_mnist_resnet.ipynb #1b75d90e
+# %% ../nbs/01_mnist_resnet.ipynb #1e60215b
 def wide_resnet(
     widths=(24,48,96,192), # channels of the first layer and of the three stages
     drop:float=.1          # dropout before the last layer
 ):
     "A wider ResNet for digits: a full-resolution first layer, three halving stages, average pooling"
     stages = [conv_and_res(a, b) for a,b in zip(widths, widths[1:])]
-    return nn.Sequential(conv_layer(1, widths[0], ks=5), *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(drop), nn.Linear(widths[-1], 10))
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(drop), nn.Linear(widths[-1], 10)
+    return nn.Sequential(conv_layer(1, widths[0], ks=5), *stages, *head)
 
 def digit_augs():
     "Digits moved by up to 3 pixels, turned by up to 12 degrees, zoomed and tilted by up to 12 %"
-    return [RandomPadCrop(3), *aug_transforms(do_flip=False, max_rotate=12, min_zoom=.88, max_zoom=1.12, max_warp=.12, max_lighting=0, p_affine=1., pad_mode='zeros')]
+    affine = aug_transforms(do_flip=False, max_rotate=12, min_zoom=.88, max_zoom=1.12, max_warp=.12,
+        max_lighting=0, p_affine=1., pad_mode='zeros')
+    return [RandomPadCrop(3), *affine]
 
 # %% ../nbs/01_mnist_resnet.ipynb #f18fedf9
 def fit_digits(
@@ -287,35 +297,43 @@ def fit_digits(
     seconds, (loss, acc) = time.perf_counter()-t0, learn.recorder.values[-1][-2:]
     return dict(accuracy=float(acc), valid_loss=float(loss), epoch_seconds=seconds/epochs)
 
-# %% ../nbs/01_mnist_resnet.ipynb #11dea73b
+# %% ../nbs/01_mnist_resnet.ipynb #d0fbba0b
 def no_skips():
     "`resnet_ish` with plain pairs of convolutions instead of residual blocks"
     pair = lambda ni, nf: nn.Sequential(conv2(ni, nf), conv_layer(nf, nf), conv_layer(nf, nf))
-    return nn.Sequential(pair(1,8), pair(8,16), pair(16,32), pair(32,16), conv2(16,10, act=False), nn.Flatten())
+    body = pair(1,8), pair(8,16), pair(16,32), pair(32,16)
+    return nn.Sequential(*body, conv2(16,10, act=False), nn.Flatten())
 
 def dense_ish():
     "`resnet_ish` with dense blocks"
     step = lambda ni, nf: nn.Sequential(conv2(ni, nf), res_block(nf, dense=True))
-    return nn.Sequential(step(1,8), step(16,16), step(32,32), step(64,16), conv2(32,10, act=False), nn.Flatten())
+    body = step(1,8), step(16,16), step(32,32), step(64,16)
+    return nn.Sequential(*body, conv2(32,10, act=False), nn.Flatten())
 
 def last_relu():
     "`resnet_ish` with the ReLU at its end that a literal port of the lecture's cell brings in"
     return nn.Sequential(*resnet_ish()[:-2], conv2(16,10), nn.Flatten())
 
-# %% ../nbs/01_mnist_resnet.ipynb #45288923
-def _deep(cfg, seed, **kwargs): return fit_digits(cfg, seed, kwargs.pop('model', resnet_ish), cfg.epochs_deep, kwargs.pop('lr', cfg.lr_deep), **kwargs)
+# %% ../nbs/01_mnist_resnet.ipynb #eea32583
+def _deep(model=resnet_ish, lr=1., **kwargs): # lr: times the lesson's rate
+    return lambda cfg, seed: fit_digits(cfg, seed, model, cfg.epochs_deep, lr*cfg.lr_deep, **kwargs)
 
+def _variant(cfg, seed):
+    extra = dict(loss_func=LabelSmoothingCrossEntropyFlat(eps=.05), wd=.05, cbs=ChannelsLast())
+    return fit_digits(cfg, seed, wide_resnet, cfg.epochs_deep, .01, batch_tfms=digit_augs(), **extra)
+
+# %% ../nbs/01_mnist_resnet.ipynb #fe135ef7
 answers = { # name → function of (cfg, seed) that gives figures
     'CNN, 3 epochs': lambda cfg, seed: fit_digits(cfg, seed, simple_cnn, cfg.epochs, cfg.lr),
     'CNN, 10 epochs': lambda cfg, seed: fit_digits(cfg, seed, short_cnn, cfg.epochs_long, cfg.lr),
-    'ResNet-ish, 12 epochs': _deep,
-    'our variant, 12 epochs': lambda cfg, seed: _deep(cfg, seed, model=wide_resnet, lr=.01, batch_tfms=digit_augs(), loss_func=LabelSmoothingCrossEntropyFlat(eps=.05), wd=.05, cbs=ChannelsLast()),
-    'no skip connections': lambda cfg, seed: _deep(cfg, seed, model=no_skips),
-    'dense blocks': lambda cfg, seed: _deep(cfg, seed, model=dense_ish),
-    'a ReLU at the end': lambda cfg, seed: _deep(cfg, seed, model=last_relu),
-    'no random padding': lambda cfg, seed: _deep(cfg, seed, batch_tfms=[]),
-    'ten times the rate': lambda cfg, seed: _deep(cfg, seed, lr=10*cfg.lr_deep),
-    'a tenth of the rate': lambda cfg, seed: _deep(cfg, seed, lr=cfg.lr_deep/10),
+    'ResNet-ish, 12 epochs': _deep(),
+    'our variant, 12 epochs': _variant,
+    'no skip connections': _deep(no_skips),
+    'dense blocks': _deep(dense_ish),
+    'a ReLU at the end': _deep(last_relu),
+    'no random padding': _deep(batch_tfms=[]),
+    'ten times the rate': _deep(lr=10.),
+    'a tenth of the rate': _deep(lr=.1),
 }
 
 # %% ../nbs/01_mnist_resnet.ipynb #e8137570

@@ -1,0 +1,61 @@
+"What the tests share: folders of their own, the command line in a process, a clone to write into, a small dataset to fetch"
+import os, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+gpu = os.environ.get('COURSE_TEST_GPU') == '1'
+collect_ignore = [] if gpu else ['gpu']
+
+
+@pytest.fixture(scope='session')
+def data_folder(tmp_path_factory): return tmp_path_factory.mktemp('data')
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, data_folder, monkeypatch):
+    "Work in an empty folder, keep data and runs out of the clone and out of the home, and let no setting of the shell in"
+    for o in ('COURSE_PROFILE', 'COURSE_DEVICE'): monkeypatch.delenv(o, raising=False)
+    if not gpu: monkeypatch.setenv('COURSE_DEVICE', 'cpu')
+    monkeypatch.setenv('COURSE_DATA', str(data_folder))
+    monkeypatch.setenv('COURSE_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'fastai'))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def python(tmp_path):
+    "Run code in a Python of its own: `python(code, *args, **env)`"
+    def _f(code, *args, cwd=None, **env):
+        cmd = [sys.executable, '-c', code, *map(str, args)]
+        return subprocess.run(cmd, cwd=cwd or tmp_path, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
+    return _f
+
+
+@pytest.fixture
+def course(python):
+    "The command line in a process of its own: `course('data', 'mnist')`"
+    def _f(*args, **env): return python('from course_lib.cli import course; course()', *args, **env)
+    return _f
+
+
+@pytest.fixture
+def one_line():
+    "Check that a command failed with one line on stderr, and give the line"
+    def _f(res):
+        assert res.returncode != 0
+        lines = res.stderr.strip().splitlines()
+        assert len(lines) == 1 and 'Traceback' not in lines[0], res.stderr
+        return lines[0]
+    return _f
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    "A clone to write into, with this one's settings and tables and without its results"
+    from course_lib import cli, core
+    new = tmp_path/'clone'
+    for o in ('nbs', 'data', 'results'): (new/o).mkdir(parents=True)
+    for o in ('settings.ini', 'data/datasets.toml', 'data/lessons.toml', 'nbs/00_core.ipynb'): shutil.copy(root/o, new/o)
+    for o in (core, cli): monkeypatch.setattr(o, 'clone_root', lambda: new)
+    return new

@@ -1,0 +1,56 @@
+"What only a CUDA machine can show: COURSE_TEST_GPU=1 pytest tests/gpu, or `make test-gpu`"
+import pytest, torch
+if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
+
+import torch.nn.functional as F
+from course_lib.core import default_device, device_name, record, lesson_settings
+from course_lib.data import get_data, random_crop
+from course_lib.resnet import course_learner, mnist_dls, resnet_ish, simple_cnn
+
+
+@pytest.fixture
+def dls(): return mnist_dls(get_data('mnist', 'sample'), bs=64)
+
+
+def test_device():
+    assert default_device().type == 'cuda'
+    assert device_name() == torch.cuda.get_device_name(0)
+
+
+def test_batches_are_there(dls):
+    for dl in dls:
+        xb, yb = dl.one_batch()
+        assert xb.is_cuda and yb.is_cuda and xb.dtype == torch.float32
+
+
+def test_crop_on_the_device():
+    "The same places give the same crops as on the CPU, and random places are drawn on the device"
+    x, (i, j) = torch.rand(32, 1, 28, 28), torch.randint(7, (2, 32))
+    assert torch.equal(random_crop(x.cuda(), 3, i.cuda(), j.cuda()).cpu(), random_crop(x, 3, i, j))
+    y = random_crop(x[:1].cuda().expand(32, 1, 28, 28), 3)
+    assert y.is_cuda and len({bytes(o.numpy()) for o in y.cpu()}) > 5
+
+
+def test_it_learns(dls):
+    "One epoch on the sample is far better than guessing"
+    torch.manual_seed(0)
+    learn = course_learner(dls, simple_cnn())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .1)
+    assert learn.validate()[1] > .5
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_same_loss_as_on_the_cpu(dls, train):
+    "A ResNet's loss on one batch: CPU and CUDA agree to 1e-3"
+    torch.manual_seed(0)
+    xb, yb = (o.cpu().as_subclass(torch.Tensor) for o in dls.valid.one_batch())
+    model = resnet_ish().train(train)
+    start = {k: v.clone() for k,v in model.state_dict().items()}
+    cpu = F.cross_entropy(model(xb), yb)
+    model.load_state_dict(start)
+    assert F.cross_entropy(model.cuda()(xb.cuda()), yb.cuda()).item() == pytest.approx(cpu.item(), abs=1e-3)
+
+
+def test_recorded_as_cuda():
+    res = record('01', lesson_settings('01', 'sample'), 1797, acc_cnn=.9)
+    assert res['device_kind'] == 'cuda' and res['device'] == torch.cuda.get_device_name(0)

@@ -1,0 +1,73 @@
+"What lesson 01's module promises to those who import it"
+import pytest, torch
+from fastai.vision.all import ResBlock as FastaiResBlock
+from course_lib.core import CourseError
+from course_lib.data import get_data
+from course_lib.resnet import (ResBlock, course_learner, deep_net, dense_ish, fewer_items, loss_surface, mnist_dls, n_params, resnet_ish,
+    short_cnn, simple_cnn, wide_resnet)
+
+
+@pytest.fixture(scope='module')
+def xb(): return torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def dls(): return mnist_dls(get_data('mnist', 'sample'), bs=64)
+
+
+@pytest.mark.parametrize('net', [simple_cnn, short_cnn, resnet_ish, dense_ish, wide_resnet, lambda: deep_net(20, True), lambda: deep_net(8, False)])
+def test_one_number_a_digit(net, xb): assert net().eval()(xb).shape == (4, 10)
+
+
+def test_parameters():
+    assert n_params(simple_cnn()) == 12_126
+    assert n_params(deep_net(56, True)) > n_params(deep_net(20, True)) > n_params(deep_net(20, False))
+
+
+@pytest.mark.parametrize('depth', [2, 7, 21, 57, 0, -4])
+def test_wrong_depth(depth):
+    with pytest.raises(CourseError, match=f'{depth} is not'): deep_net(depth, True)
+
+
+def test_batches(dls):
+    "Normalised by statistics of a batch; the class is the folder's name"
+    xb, yb = dls.one_batch()
+    assert xb.shape == (64, 1, 28, 28) and abs(xb.mean()) < .2 and abs(xb.std()-1) < .2
+    assert list(dls.vocab) == list('0123456789') and len(dls.train_ds) == 1437 and len(dls.valid_ds) == 360
+    for f,(_,y) in list(zip(dls.valid_ds.items, dls.valid_ds))[:5]: assert dls.vocab[y] == f.parent.name
+
+
+def test_fewer_items(dls):
+    "A part of the training set, the same each time, and the whole validation set"
+    part = fewer_items(dls, 200, bs=50)
+    seen = lambda: sorted(int(y) for _,yb in part.train for y in yb)
+    assert [len(x) for x,_ in part.train] == [50]*4 and seen() == seen()
+    assert sum(len(x) for x,_ in part.valid) == 360
+    assert sum(len(x) for x,_ in dls.train) > 1300, 'the DataLoaders it was taken from are as they were'
+
+
+def test_loss_surface(xb):
+    "Its middle is the model's own loss, and the model is unchanged"
+    model, yb = simple_cnn().eval(), torch.arange(4)
+    before = {k: v.clone() for k,v in model.state_dict().items()}
+    z = loss_surface(model, xb, yb, n=3)
+    assert z.shape == (3, 3) and len(set(z.flatten())) == 9
+    assert z[1, 1] == pytest.approx(torch.nn.functional.cross_entropy(model(xb), yb).item(), abs=1e-6)
+    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
+
+
+def test_our_block_is_fastais():
+    "Same weights, same result; and at the start both are a ReLU"
+    ours, theirs, x = ResBlock(8).eval(), FastaiResBlock(1, 8, 8).eval(), torch.randn(2, 8, 5, 5)
+    assert torch.equal(ours(x), x.relu()) and torch.equal(theirs(x), x.relu())
+    for p in ours.parameters(): torch.nn.init.normal_(p)
+    for a,b in zip(theirs.parameters(), ours.parameters(), strict=True): a.data.copy_(b.data)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-4) and not torch.allclose(ours(x), x.relu(), atol=.1)
+
+
+def test_it_learns(dls):
+    "One epoch on the sample is far better than guessing"
+    torch.manual_seed(0)
+    learn = course_learner(dls, simple_cnn())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .1)
+    assert learn.validate()[1] > .5
