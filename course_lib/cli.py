@@ -7,12 +7,13 @@ __all__ = ['commands', 'LiveLine', 'find_notebook', 'explain_error', 'kernel_env
            'run_one', 'headline', 'text_table', 'run', 'save_outputs', 'data', 'results_rows', 'readme_with', 'results',
            'lesson_module', 'answers', 'train', 'memory_gb', 'data_report', 'weights_at_hand', 'doctor', 'course']
 
-# %% ../nbs/90_cli.ipynb #d7720ece
+# %% ../nbs/90_cli.ipynb #9491c5f8
 import copy, importlib, json, os, re, shutil, sys, tempfile, textwrap, time
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
-from .core import (CourseError, active_profile, clone_root, default_device, device_name, expected_minutes, find_lesson, header, lesson_settings,
-    lessons, load_answers, load_results, read_settings, runs_home, save_answer, settings_files, versions, write_atomic)
+from .core import (CourseError, active_profile, clone_root, default_device, device_name, expected_minutes,
+    find_lesson, header, lesson_settings, lessons, load_answers, load_results, read_settings, runs_home, save_answer,
+    settings_files, tell_path, versions, write_atomic)
 
 # %% ../nbs/90_cli.ipynb #a5349db7
 class LiveLine:
@@ -24,19 +25,20 @@ class LiveLine:
         if self.tty: print('\r\033[K' + s[:shutil.get_terminal_size().columns-1], end='', file=self.out, flush=True)
     def done(self, s): print(('\r\033[K' if self.tty else '') + s, file=self.out, flush=True)
 
-# %% ../nbs/90_cli.ipynb #79ca7e28
+# %% ../nbs/90_cli.ipynb #db7218f9
 def find_notebook(
     name:str # `01`, `1`, `01_mnist_resnet` or `00b_data`
 ) -> Path:
     "The notebook of a lesson; raises `CourseError` outside a clone, and where there is none"
     root = clone_root()
-    if not root: raise CourseError('course run needs the notebooks, and course_lib was installed without them. Clone the repository and run it there')
+    if not root: raise CourseError('course run needs the notebooks, and course_lib was installed without them. '
+                                   'Clone the repository and run it there')
     nbs = sorted(o for o in (root/'nbs').glob('[0-9]*.ipynb'))
     for p in nbs:
         if name in (p.stem, p.stem.split('_')[0], p.stem.split('_')[0].lstrip('0')): return p
     raise CourseError(f"There is no notebook {name!r} in nbs. Expected one of {', '.join(o.stem for o in nbs)}")
 
-# %% ../nbs/90_cli.ipynb #4081e8a1
+# %% ../nbs/90_cli.ipynb #b61106a1
 _ansi = re.compile(r'\x1b\[[0-9;]*m')
 
 def explain_error(
@@ -51,8 +53,8 @@ def explain_error(
     lines = list(dict.fromkeys(l for o in keep for l in o.rstrip().splitlines()))
     code = source.rstrip().splitlines()
     shown = code[:12] + [f'… and {len(code)-12} lines more'] * (len(code) > 12)
-    return '\n'.join([f'cell {i} failed: {ename}: {_ansi.sub("", evalue)}', *textwrap.indent('\n'.join(shown), '  | ').splitlines(),
-                      *textwrap.indent('\n'.join(lines[-24:]), '    ').splitlines()])
+    return '\n'.join([f'cell {i} failed: {ename}: {_ansi.sub("", evalue)}', textwrap.indent('\n'.join(shown), '  | '),
+                      textwrap.indent('\n'.join(lines[-24:]), '    ')])
 
 # %% ../nbs/90_cli.ipynb #e33d237d
 def kernel_env(profile, runs):
@@ -106,7 +108,7 @@ def write_page(
     html = ex.from_notebook_node(nb, resources={'metadata': {'name': dest.stem, 'path': str(folder)}})[0]
     write_atomic(dest, re.sub(rf'{mark}(\d+);', lambda m: found[int(m[1])], html))
 
-# %% ../nbs/90_cli.ipynb #f6ca6c4b
+# %% ../nbs/90_cli.ipynb #22466790
 def run_one(
     path:Path,    # the notebook
     profile:str,  # `sample` or `full`
@@ -124,7 +126,8 @@ def run_one(
     line.show(f'{name}  starting a kernel  {dev}')
     try: execute(nb, path.parent, kernel_env(profile, out), each)
     except CellExecutionError: status, error = 'failed', _failed_cell(nb)
-    except DeadKernelError: status, error = 'died', f'cell {at[0]+1}: the kernel died (out of memory, most often). Lower bs in settings.ini'
+    except DeadKernelError:
+        status, error = 'died', f'cell {at[0]+1}: the kernel died (out of memory, most often). Lower bs in settings.ini'
     if status != 'ok' or not any(c.get('outputs') for c in nb.cells): nb.metadata['course_status'] = status
     write_atomic(out/f'{name}.ipynb', nbformat.writes(nb)+'\n')
     write_page(nb, out/f'{name}.html', path.parent)
@@ -136,7 +139,7 @@ def _failed_cell(nb):
             if o.output_type == 'error': return explain_error(i+1, c.source, o.ename, o.evalue, o.traceback)
     return 'failed outside its cells'
 
-# %% ../nbs/90_cli.ipynb #b37b9231
+# %% ../nbs/90_cli.ipynb #a61958c7
 def headline(
     lesson:str, # name of a notebook
     out:Path,   # the run's folder
@@ -147,7 +150,8 @@ def headline(
     if not files: return ''
     got = json.loads(max(files, key=lambda p: p.stat().st_mtime).read_text())
     names = lessons()[lesson].figures
-    return ', '.join(f"{names[k].split(',', 1)[-1].strip()} {got['figures'][k]:.3f}" for k in names if k in got['figures'])
+    short = lambda k: names[k].split(',', 1)[-1].strip()
+    return ', '.join(f"{short(k)} {got['figures'][k]:.3f}" for k in names if k in got['figures'])
 
 def text_table(
     rows:list, # lists of strings
@@ -158,7 +162,7 @@ def text_table(
     wide = [max(len(r[i]) for r in rows) for i in range(len(head))]
     return '\n'.join('  '.join(c.ljust(w) for c,w in zip(r, wide)).rstrip() for r in [rows[0], ['─'*w for w in wide], *rows[1:]])
 
-# %% ../nbs/90_cli.ipynb #a2d67dab
+# %% ../nbs/90_cli.ipynb #ab1b6ba7
 @call_parse
 def run(
     *names:str,       # Lessons to run, such as 01 09 (default: all)
@@ -191,11 +195,12 @@ def _run_and_tell(p, prof, out, line, save):
     return res
 
 def _summary(done, out, code):
-    if done: print('\n' + text_table([[o['lesson'], o['status'], f"{o['seconds']:.0f}", o['headline']] for o in done], ['lesson', 'status', 'seconds', 'results']))
-    print(f"\nExecuted notebooks and pages: {os.path.relpath(out)}")
+    rows = [[o['lesson'], o['status'], f"{o['seconds']:.0f}", o['headline']] for o in done]
+    if done: print('\n' + text_table(rows, ['lesson', 'status', 'seconds', 'results']))
+    print(f"\nExecuted notebooks and pages: {tell_path(out)}")
     return code
 
-# %% ../nbs/90_cli.ipynb #422d1ab1
+# %% ../nbs/90_cli.ipynb #ae55a09e
 def save_outputs(
     nb,       # the executed notebook
     path:Path # the notebook in nbs/ that takes its outputs
@@ -214,12 +219,15 @@ def save_outputs(
 def _merge_streams(outputs):
     res = []
     for o in outputs:
-        if o.output_type == 'stream' and res and res[-1].output_type == 'stream' and res[-1].name == o.name: res[-1].text += o.text
+        same = res and o.output_type == res[-1].output_type == 'stream' and res[-1].name == o.name
+        if same: res[-1].text += o.text
         else: res.append(o)
     return res
 
-# %% ../nbs/90_cli.ipynb #bcf55f67
-def _size(n): return next(f'{n/d:,.1f} {u}' for d,u in ((1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB'), (1, 'B')) if n >= d or d == 1)
+# %% ../nbs/90_cli.ipynb #8e1d44f0
+def _size(n):
+    units = (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB'), (1, 'B')
+    return next(f'{n/d:,.1f} {u}' for d,u in units if n >= d or d == 1)
 
 @call_parse
 def data(
@@ -234,18 +242,18 @@ def data(
         line.show(f'{name}  {i+1} of {len(todo)}')
         try: d = describe_data(name, prof)
         except CourseError as e: line.done(f'{name}: {e}' if not str(e).startswith(name) else str(e)); bad += 1
-        else: rows.append([d['name'], f"{d['files']:,}", _size(d['bytes']), str(d['where']), d['licence']])
+        else: rows.append([d['name'], f"{d['files']:,}", _size(d['bytes']), tell_path(d['where']), d['licence']])
     line.done(text_table(rows, ['name', 'files', 'size', 'where', 'licence']) if rows else '')
     return bad
 
-# %% ../nbs/90_cli.ipynb #0b649ff6
+# %% ../nbs/90_cli.ipynb #7eaa0734
 def _current(res):
     cfg = lesson_settings(res['lesson'], res['kind'])
     return all(res['settings'].get(k) == v for k,v in cfg.items() if k not in ('device', 'profile'))
 
 def results_rows(
     kept_only:bool=False # leave this machine's own runs out
-) -> tuple[list, list]:  # rows of (lesson, figure, lecture, ours sample, ours full), and lines on reduced and outdated runs
+) -> tuple[list, list]:  # rows (lesson, figure, lecture, ours sample, ours full), and notes on other runs
     "The results of all lessons against the lecture's"
     own, rows, notes = runs_home()/'results', [], []
     for name,les in lessons().items():
@@ -255,21 +263,29 @@ def results_rows(
         for k,title in les.figures.items():
             lecture = f"{les.reported[k]:.4f}" if k in les.reported else '–'
             rows.append([name.split('_')[0], title, lecture, show('sample', k), show('full', k)])
-        rows += [[name.split('_')[0], f'{k}, {len(a["seeds"])} seeds: mean (worst)', '–', '–', _mean_worst(a, les.get('measure', 'accuracy'))]
-                 for k,a in load_answers(name).items() if k in les.get('headline_answers', []) and a['kind'] == 'full']
-        for o in got:
-            if o['kind'] == 'reduced': notes.append(f"{name}, reduced run ({o['n']:,} of {o['N']:,} items, {o['device']}): " + ', '.join(f'{k} {v:.4f}' for k,v in o['figures'].items()))
-            elif not _current(o): notes.append(f"{name}: a {o['kind']} run from other settings is kept in {o['file'].name} and not shown")
+        kept = load_answers(name)
+        rows += [_answer_row(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] == 'full']
+        notes += [_note(o) for o in got if o['kind'] == 'reduced' or not _current(o)]
     return rows, notes
+
+def _note(o):
+    if o['kind'] != 'reduced': return f"{o['lesson']}: a {o['kind']} run from other settings lies in {o['file'].name} and is not shown"
+    figures = ', '.join(f'{k} {v:.4f}' for k,v in o['figures'].items())
+    return f"{o['lesson']}, reduced run ({o['n']:,} of {o['N']:,} items, {o['device']}): {figures}"
+
+def _answer_row(lesson, name, a):
+    return [lesson.split('_')[0], f"{name}, {len(a['seeds'])} seeds: mean (worst)", '–', '–', _mean_worst(a, 'accuracy')]
 
 def _mean_worst(a, key):
     vals = [o[key] for o in a['rows']]
     return f'{sum(vals)/len(vals):.4f} ({min(vals):.4f})'
 
-# %% ../nbs/90_cli.ipynb #6e988f2a
+# %% ../nbs/90_cli.ipynb #5e37085f
 _head = ['lesson', 'figure', 'lecture', 'ours, sample', 'ours, full']
 
-def _markdown(rows): return '\n'.join('| ' + ' | '.join(o) + ' |' for o in [_head, ['---', '---', '---:', '---:', '---:'], *rows])
+def _markdown(rows):
+    line = ['---', '---', '---:', '---:', '---:']
+    return '\n'.join('| ' + ' | '.join(o) + ' |' for o in [_head, line, *rows])
 
 def readme_with(
     text:str # README.md as it is
@@ -285,9 +301,10 @@ def results(
 ):
     "The results: the lecture's, ours on the sample, ours at full scale"
     root = clone_root()
-    if (keep or readme) and not root: raise CourseError('--keep and --readme write into a clone, and course_lib was installed without one. Clone the repository and run it there')
-    if keep:
-        for p in sorted((runs_home()/'results').glob('*.json')): print('kept', write_atomic(root/'results'/p.name, p.read_text()).relative_to(root))
+    if (keep or readme) and not root: raise CourseError('--keep and --readme write into a clone, and course_lib was '
+                                                        'installed without one. Clone the repository and run it there')
+    for p in sorted((runs_home()/'results').glob('*.json')) if keep else []:
+        print('kept', tell_path(write_atomic(root/'results'/p.name, p.read_text())))
     if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text()))
     rows, notes = results_rows()
     print(text_table(rows, _head))
@@ -336,18 +353,20 @@ def train(
     if not hasattr(mod, 'train'): raise CourseError(f'{find_lesson(lesson)} has nothing to train outside its notebook')
     mod.train(lesson_settings(lesson, profile))
 
-# %% ../nbs/90_cli.ipynb #59a8af7b
+# %% ../nbs/90_cli.ipynb #be98330d
 def memory_gb() -> str:
     "Memory of the default device and of the machine, in words"
     import torch
     dev = default_device()
-    own = f"{torch.cuda.get_device_properties(dev).total_memory/2**30:.0f} GiB on the GPU, " if dev.type == 'cuda' else ''
+    own = f'{torch.cuda.get_device_properties(dev).total_memory/2**30:.0f} GiB on the GPU, ' if dev.type == 'cuda' else ''
     return own + f"{os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB in the machine"
 
 def data_report() -> list: # rows: name, sample, full
     "Which datasets are here, and what `full` would download"
     from course_lib.data import at_hand, registry
-    state = lambda k, v, p: '–' if p not in v else 'here' if at_hand(k, p) else 'made on demand' if p == 'sample' else f"would download {_size(v.full['bytes'])}"
+    def state(k, v, p):
+        if p not in v or at_hand(k, p): return 'here' if p in v else '–'
+        return 'made on demand' if p == 'sample' else f"would download {_size(v.full['bytes'])}"
     return [[k, state(k, v, 'sample'), state(k, v, 'full')] for k,v in registry().items()]
 
 def weights_at_hand() -> list: # file names
@@ -359,12 +378,14 @@ def weights_at_hand() -> list: # file names
 def doctor():
     "Versions, device, data, weights, and how long each lesson took"
     print(text_table([[k, v] for k,v in versions().items()], ['package', 'version']))
-    print(f"\ndevice    {default_device().type}: {device_name()}\nmemory    {memory_gb()}\nprofile   {active_profile()} ({', '.join(map(str, settings_files()))})")
+    print(f"\ndevice    {default_device().type}: {device_name()}\nmemory    {memory_gb()}")
+    print(f"profile   {active_profile()} ({', '.join(map(tell_path, settings_files()))})")
     print('\n' + text_table(data_report(), ['dataset', 'sample', 'full']))
-    print(f"\npretrained weights: {', '.join(weights_at_hand()) or 'none here (lessons say so and go on from scratch)'}")
-    print('\n' + text_table([[o, expected_minutes(o, 'sample'), expected_minutes(o, 'full')] for o in lessons()], ['lesson', 'sample', 'full']))
+    print(f"\npretrained weights: {', '.join(weights_at_hand()) or 'none here; lessons say so and go on from scratch'}")
+    rows = [[o, expected_minutes(o, 'sample'), expected_minutes(o, 'full')] for o in lessons()]
+    print('\n' + text_table(rows, ['lesson', 'sample', 'full']))
 
-# %% ../nbs/90_cli.ipynb #8be31ca1
+# %% ../nbs/90_cli.ipynb #3a0db97b
 commands = dict(run=run, data=data, results=results, answers=answers, train=train, doctor=doctor)
 
 def _usage():
@@ -375,7 +396,8 @@ def course():
     "The entry point of the command line"
     name = sys.argv[1] if len(sys.argv) > 1 else '--help'
     if name in ('-h', '--help', 'help'): return print(_usage())
-    if name not in commands: raise SystemExit(f"course: there is no command {name!r}. Expected one of {', '.join(commands)}")
+    if name not in commands:
+        raise SystemExit(f"course: there is no command {name!r}. Expected one of {', '.join(commands)}")
     sys.argv[:2] = [f'course {name}']
     f = commands[name].__wrapped__
     args, kwargs, _ = parse_cli(f)

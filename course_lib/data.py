@@ -21,7 +21,7 @@ from filelock import FileLock
 from .core import CourseError, active_profile, course_file, data_home
 from .samples import make_sample
 
-# %% ../nbs/00b_data.ipynb #28312244
+# %% ../nbs/00b_data.ipynb #c2a59dfc
 def registry() -> dict: # name → its table
     "All datasets that the course knows"
     return {k: AttrDict(v) for k,v in tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8')).items()}
@@ -31,10 +31,11 @@ def dataset(
 ) -> AttrDict:
     "One dataset's table; raises `CourseError` with the names there are"
     reg = registry()
-    if name not in reg: raise CourseError(f"There is no dataset {name!r} in data/datasets.toml. Expected one of {', '.join(reg)}")
+    if name not in reg:
+        raise CourseError(f"There is no dataset {name!r} in data/datasets.toml. Expected one of {', '.join(reg)}")
     return reg[name]
 
-# %% ../nbs/00b_data.ipynb #0a50c61a
+# %% ../nbs/00b_data.ipynb #704d4d60
 def count_files(
     path:str|Path, # a dataset's folder
     layout:dict    # pattern → how many files it should match
@@ -50,8 +51,10 @@ def check_layout(
 ) -> int:             # how many files match
     "Count a dataset's files; raises `CourseError` when the structure or the number is wrong"
     got = count_files(path, layout)
-    bad = [f'{o}: {n} files, expected {layout[o]}' for o,n in got.items() if (n == 0 or n > layout[o] if part else n != layout[o])]
-    if bad: raise CourseError(f"{name}: {path} is not the dataset that the registry describes ({'; '.join(bad)}). Move it away, and it is fetched anew")
+    wrong = lambda n, N: n == 0 or n > N if part else n != N
+    bad = [f'{o}: {n} files, expected {layout[o]}' for o,n in got.items() if wrong(n, layout[o])]
+    if bad: raise CourseError(f"{name}: {path} is not the dataset that the registry describes ({'; '.join(bad)}). "
+                              "Move it away, and it is fetched anew")
     return sum(got.values())
 
 # %% ../nbs/00b_data.ipynb #c815e0e0
@@ -65,7 +68,7 @@ def time_limit(
     try: yield
     finally: socket.setdefaulttimeout(old)
 
-# %% ../nbs/00b_data.ipynb #8e8a6492
+# %% ../nbs/00b_data.ipynb #5dd78db4
 def _known_stats(card, url):
     checks = read_checks(checks_module(fastai_data)).get(url)
     return checks or ((card.full['bytes'], card.full['md5']) if card.full.get('md5') else None)
@@ -78,16 +81,18 @@ def check_archive(
     "Raise `CourseError` when an archive is not the one it should be"
     if stats is None: return
     size, md5 = path_stats(arch)
-    if size != stats[0]: raise CourseError(f"{name}: the archive {arch} has {size:,} bytes, expected {stats[0]:,}: it is truncated or another one. Delete it and fetch it again")
-    if md5 != stats[1]: raise CourseError(f"{name}: the archive {arch} has checksum {md5}, expected {stats[1]}: it is damaged or another one. Delete it and fetch it again")
+    if size == stats[0] and md5 == stats[1]: return
+    why = f'{size:,} bytes, expected {stats[0]:,}' if size != stats[0] else f'checksum {md5}, expected {stats[1]}'
+    raise CourseError(f'{name}: the archive {arch} has {why}: it is truncated, damaged or another one. Delete it and fetch it again')
 
-# %% ../nbs/00b_data.ipynb #8978aac1
+# %% ../nbs/00b_data.ipynb #5af6b4a1
 def _fetch(name, card, dest, timeout):
     "Fetch and unpack into a folder beside `dest`, check, rename; `CourseError` and nothing left behind if that fails"
     url = getattr(URLs, card.full['url'], card.full['url'])
     archives, tmp = fastai_cfg().path('archive'), dest.parent/f'.{dest.name}-fetching'
     arch = archives/url.split('/')[-1]
-    carried, stats, mine = arch.exists(), _known_stats(card, url), [arch.with_name(f'{arch.name}.{o}') for o in ('part', 'lock')]
+    carried, stats = arch.exists(), _known_stats(card, url)
+    mine = [arch.with_name(f'{arch.name}.{o}') for o in ('part', 'lock')]
     if carried: check_archive(name, arch, stats)
     try:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -105,17 +110,18 @@ def _fetch(name, card, dest, timeout):
 def _no_way(name, card, url, arch, e, carried):
     why = f"{type(e).__name__}: {' '.join(str(e).split()) or 'no answer'}"
     if carried: return f"{name}: the archive {arch} could not be unpacked ({why}). Delete it and fetch it again"
-    return (f"{name}: not at hand, and fetching it failed ({why}). Address: {url} ({card.full['bytes']/1e6:,.0f} MB). Without a network, "
-            f"carry the archive to {arch.parent} under the name {arch.name}; or stay with the embedded data (profile = sample)")
+    return (f"{name}: not at hand, and fetching it failed ({why}). Address: {url} ({card.full['bytes']/1e6:,.0f} MB). "
+            f"Without a network, carry the archive to {arch.parent} under the name {arch.name}; "
+            "or stay with the embedded data (profile = sample)")
 
-# %% ../nbs/00b_data.ipynb #0db367fa
+# %% ../nbs/00b_data.ipynb #2f042d8a
 def full_data(
     name:str,         # a name in the registry
     timeout:float=15  # seconds that a connection may be silent
 ) -> Path:            # the dataset's folder, in fastai's data folder
-    "The lecture's dataset: the copy that is there, or else a fresh one; raises `CourseError` with the address and where to put an archive"
+    "The lecture's dataset: the copy that is there, or a fresh one; raises `CourseError` that says what to do"
     card = dataset(name)
-    if 'full' not in card: raise CourseError(f'{name}: there is no full version of this dataset. Use the profile sample')
+    if 'full' not in card: raise CourseError(f'{name} has no full version. Use the profile sample')
     dest = fastai_cfg().path('data')/card.full['folder']
     dest.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(dest.parent/f'.{dest.name}.lock'):
@@ -132,28 +138,32 @@ def get_data(
     "The folder of a dataset for a profile: made, found or fetched"
     return make_sample(name) if (profile or active_profile()) == 'sample' else full_data(name)
 
-# %% ../nbs/00b_data.ipynb #e62e8b72
+# %% ../nbs/00b_data.ipynb #8807b51c
 def _file_stats(files):
     try: return np.array([(s.st_size, s.st_mtime_ns) for s in map(os.stat, files)])
-    except FileNotFoundError as e: raise CourseError(f"{e.filename}: the file is in the list of pictures and no longer there. Make the list again") from None
+    except FileNotFoundError as e:
+        raise CourseError(f"{e.filename}: the file is in the list of pictures and no longer there. Make the list again") from None
 
 def _decode(f, open_image, sz):
     try: im = open_image(f)
-    except Exception as e: raise CourseError(f"{f}: not a picture that can be read ({type(e).__name__}: {e}). Repair or remove it") from None
+    except Exception as e:
+        raise CourseError(f"{f}: not a picture that can be read ({type(e).__name__}: {e}). Repair or remove it") from None
     if sz: im = im.resize(sz[::-1], PILBase.BILINEAR)
     a = np.asarray(im)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)
 
-# %% ../nbs/00b_data.ipynb #87ffaca0
+# %% ../nbs/00b_data.ipynb #cb58782c
 def _fill(x, files, open_image, sz, workers):
     def _one(i):
         a = _decode(files[i], open_image, sz)
-        if a.shape != x.shape[1:]: raise CourseError(f"{files[i]}: shape {a.shape}, and the first picture has {x.shape[1:]}. Give sz=(height, width) to bring them to one size")
+        if a.shape != x.shape[1:]: raise CourseError(f"{files[i]}: shape {a.shape}, and the first picture has {x.shape[1:]}. "
+                                                     "Give sz=(height, width) to bring them to one size")
         x[i] = a
     with ThreadPoolExecutor(workers) as ex:
-        for chunk in progress_bar(list(chunked(range(len(files)), 500)), leave=False, display=len(files) > 5000): list(ex.map(_one, chunk))
+        for chunk in progress_bar(list(chunked(range(len(files)), 500)), leave=False, display=len(files) > 5000):
+            list(ex.map(_one, chunk))
 
-# %% ../nbs/00b_data.ipynb #d9df9518
+# %% ../nbs/00b_data.ipynb #9ed15b1e
 def image_cache(
     files:list,      # paths of the pictures
     open_image,      # function that opens one, such as `PILImageBW.create`
@@ -164,18 +174,24 @@ def image_cache(
     "Pictures decoded once; built again when a file changed; raises `CourseError` for unreadable or unequal pictures"
     files = [Path(o) for o in files]
     if not files: raise CourseError('image_cache: the list of files is empty. Expected at least one picture')
-    key = '\n'.join([*map(str, files), getattr(open_image, '__qualname__', repr(open_image)), getattr(getattr(open_image, '__self__', None), '__name__', ''), str(sz)])
-    dest, stats = Path(home or data_home()/'cache')/hashlib.sha256(key.encode()).hexdigest()[:20], _file_stats(files)
+    dest, stats = Path(home or data_home()/'cache')/_cache_key(files, open_image, sz), _file_stats(files)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(dest.with_suffix('.lock')):
-        if not ((dest/'stats.npy').exists() and np.array_equal(np.load(dest/'stats.npy'), stats)): _build_cache(dest, files, stats, open_image, sz, workers)
+        fresh = (dest/'stats.npy').exists() and np.array_equal(np.load(dest/'stats.npy'), stats)
+        if not fresh: _build_cache(dest, files, stats, open_image, sz, workers)
     return torch.from_numpy(np.load(dest/'x.npy', mmap_mode='c'))
+
+def _cache_key(files, open_image, sz):
+    "Names in order, who opens them (`PILImageBW.create` is a method of its class), and the size"
+    opener = getattr(getattr(open_image, '__self__', None), '__name__', ''), getattr(open_image, '__qualname__', repr(open_image))
+    return hashlib.sha256('\n'.join([*map(str, files), *opener, str(sz)]).encode()).hexdigest()[:20]
 
 def _build_cache(dest, files, stats, open_image, sz, workers):
     tmp = dest.with_suffix('.new')
     shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
     try:
-        x = np.lib.format.open_memmap(tmp/'x.npy', mode='w+', dtype=np.uint8, shape=(len(files), *_decode(files[0], open_image, sz).shape))
+        shape = len(files), *_decode(files[0], open_image, sz).shape
+        x = np.lib.format.open_memmap(tmp/'x.npy', mode='w+', dtype=np.uint8, shape=shape)
         _fill(x, files, open_image, sz, workers)
         x.flush(); np.save(tmp/'stats.npy', stats)
         shutil.rmtree(dest, ignore_errors=True); tmp.rename(dest)
@@ -212,20 +228,22 @@ class RandomPadCrop(RandTransform):
         y = x if x.ndim == 4 else x[:,None]
         return random_crop(y.as_subclass(torch.Tensor), self.pad, self.i, self.j).reshape(x.shape)
 
-# %% ../nbs/00b_data.ipynb #f78fa2fe
+# %% ../nbs/00b_data.ipynb #edb1df08
 class TensorDL(TfmdDL):
-    "A `TfmdDL` whose pictures are decoded once and whose batches are taken by index; short lists (under 100) are read as usual"
+    "A `TfmdDL` that decodes pictures once and takes batches by index; lists under 100 are read as usual"
     def __init__(self, dataset, bs=64, sz=None, num_workers=0, **kwargs):
         self.sz, self._tensors = sz, None
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
         items = [type(o).__name__ for o in getattr(self.after_item, 'fs', []) if not isinstance(o, ToTensor)]
-        if items: raise CourseError(f"TensorDL: item transforms are skipped by it, and there are {', '.join(items)}. Use batch_tfms instead, or sz=(height, width) to resize")
+        if items: raise CourseError(f"TensorDL: item transforms are skipped by it, and there are {', '.join(items)}. "
+                                    "Use batch_tfms instead, or sz=(height, width) to resize")
 
     def tensors(self): # the whole dataset: bytes (n,c,h,w), and the targets
         "The decoded pictures and the targets; built at the first call"
         if self._tensors is None:
             xs, ys = self.dataset.tls[0], self.dataset.tls[1]
-            self._tensors = image_cache(xs.items, type(xs[0]).create, self.sz), fa_collate([ys[i] for i in range(len(ys))])
+            x = image_cache(xs.items, type(xs[0]).create, self.sz)
+            self._tensors = x, fa_collate([ys[i] for i in range(len(ys))])
         return self._tensors
 
     def create_batches(self, samps):
@@ -242,8 +260,9 @@ class TensorDL(TfmdDL):
         if dataset is None or dataset is self.dataset: res._tensors = self._tensors
         return res
 
-# %% ../nbs/00b_data.ipynb #3d97f4d1
-def _bytes(path): return sum(o.stat().st_size for o in Path(path).rglob('*') if o.is_file() and not o.name.startswith('.'))
+# %% ../nbs/00b_data.ipynb #933a78d9
+def _bytes(path):
+    return sum(o.stat().st_size for o in Path(path).rglob('*') if o.is_file() and not o.name.startswith('.'))
 
 def describe_data(
     name:str,   # a name in the registry
@@ -251,12 +270,14 @@ def describe_data(
 ) -> dict:      # name, where, files, bytes, licence
     "Make, find or fetch a dataset, and say what it is"
     card, path = dataset(name)[profile], get_data(name, profile)
-    return dict(name=name, where=path, files=sum(count_files(path, card['layout']).values()), bytes=_bytes(path), licence=card['licence'])
+    n = sum(count_files(path, card['layout']).values())
+    return dict(name=name, where=path, files=n, bytes=_bytes(path), licence=card['licence'])
 
 def at_hand(
     name:str,   # a name in the registry
     profile:str # `sample` or `full`
 ) -> Path|None: # where it lies; None when it would have to be made or fetched
     "Look for a dataset without making or fetching anything"
-    path = data_home()/'sample'/name if profile == 'sample' else fastai_cfg().path('data')/dataset(name).get('full', {}).get('folder', '-')
+    folder = dataset(name).get('full', {}).get('folder', '-')
+    path = data_home()/'sample'/name if profile == 'sample' else fastai_cfg().path('data')/folder
     return path if path.exists() else None

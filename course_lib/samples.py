@@ -50,13 +50,13 @@ def _build(make, dest):
     finally:
         for o in dest.parent.glob(f'.{dest.name}-*'): shutil.rmtree(o, ignore_errors=True)
 
-# %% ../nbs/00a_samples.ipynb #da050186
+# %% ../nbs/00a_samples.ipynb #6510f3cf
 def make_sample(
     name:str,       # a name in `samples`
     home:Path=None  # the folder that holds the samples; None: `sample` under `data_home()`
 ) -> Path:          # the sample's folder
     "Build an embedded sample if it is missing, damaged or out of date; safe to call from many processes at once"
-    if name not in samples: raise CourseError(f"There is no embedded sample {name!r}. Expected one of {', '.join(samples)}")
+    if name not in samples: raise CourseError(f"There is no sample {name!r}. Expected one of {', '.join(samples)}")
     home = Path(home or data_home()/'sample')
     dest, make = home/name, samples[name]
     if _is_built(dest, make.stamp): return dest
@@ -103,14 +103,14 @@ def make_digits(
         split = 'training' if i < len(d.target)-n_valid else 'testing'
         digit_image(grid).save(path/split/str(y)/f'{i:04d}.png')
 
-# %% ../nbs/00a_samples.ipynb #5f4d9155
+# %% ../nbs/00a_samples.ipynb #bafe1595
 def photo_sources() -> dict: # name → (file, is it held out)
     "The photographs that installed libraries ship"
     import matplotlib, skimage, sklearn
     ski, skl = Path(skimage.__file__).parent/'data', Path(sklearn.__file__).parent/'datasets'/'images'
     mpl = Path(matplotlib.get_data_path())/'sample_data'
-    train = dict(astronaut=ski/'astronaut.png', rocket=ski/'rocket.jpg', motorcycle=ski/'motorcycle_left.png', hubble=ski/'hubble_deep_field.jpg',
-                 temple=skl/'china.jpg', flower=skl/'flower.jpg')
+    train = dict(astronaut=ski/'astronaut.png', rocket=ski/'rocket.jpg', motorcycle=ski/'motorcycle_left.png',
+                 hubble=ski/'hubble_deep_field.jpg', temple=skl/'china.jpg', flower=skl/'flower.jpg')
     valid = dict(cat=ski/'chelsea.png', coffee=ski/'coffee.png', portrait=mpl/'grace_hopper.jpg')
     return {**{k: (v, False) for k,v in train.items()}, **{k: (v, True) for k,v in valid.items()}}
 
@@ -124,10 +124,11 @@ def cut_patches(
     for y in range(0, im.height-sz+1, step):
         for x in range(0, im.width-sz+1, step): yield y, x, im.crop((x, y, x+sz, y+sz))
 
-# %% ../nbs/00a_samples.ipynb #32c90b38
+# %% ../nbs/00a_samples.ipynb #42c33a1d
 @sample('photos')
 def make_photos(
-    path:Path # the folder to fill with `train/<photo>/*.png` and `valid/<photo>.png`
+    path:Path,   # the folder to fill with `train/<photo>/*.png` and `valid/<photo>.png`
+    n_max:int=36 # patches that one photograph gives at most, evenly over it
 ):
     "Patches of the training photographs, and the held-out photographs whole"
     for name,(f,held_out) in photo_sources().items():
@@ -136,17 +137,19 @@ def make_photos(
         with Image.open(f) as im: im = im.convert('RGB')
         if held_out: im.save(folder/f'{name}.png')
         else:
-            for y,x,o in cut_patches(im): o.save(folder/f'{y:04d}-{x:04d}.png')
+            patches = list(cut_patches(im))
+            for y,x,o in patches[::-(-len(patches)//n_max)]: o.save(folder/f'{y:04d}-{x:04d}.png')
 
-# %% ../nbs/00a_samples.ipynb #299501ee
-_ones = 'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen'.split()
+# %% ../nbs/00a_samples.ipynb #0229ee16
+_ones = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen '
+         'seventeen eighteen nineteen').split()
 _tens = 'zero ten twenty thirty forty fifty sixty seventy eighty ninety'.split()
 
 def number_words(
     n:int # from 1 to 999,999
 ) -> str:
     "A number in words, as the human-numbers set spells it"
-    if not 1 <= n <= 999_999: raise CourseError(f'number_words: {n} cannot be spelled. Expected a number from 1 to 999,999')
+    if not 1 <= n <= 999_999: raise CourseError(f'number_words: {n}, expected a number from 1 to 999,999')
     if n < 20: return _ones[n]
     for unit,name in ((1000, 'thousand'), (100, 'hundred')):
         if n >= unit: return f"{number_words(n//unit)} {name}" + (f" {number_words(n%unit)}" if n%unit else '')

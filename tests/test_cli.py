@@ -135,11 +135,11 @@ def test_data_that_is_unknown(capsys):
     assert "'nosuch'" in out and '\nhuman_numbers ' in out
 
 
-@pytest.mark.parametrize('call', [lambda: cli.data(profile='ful'), lambda: cli.data('mnist', profile='ful'), lambda: cli.answers('01', profile='ful', list_=True),
-    lambda: cli.doctor()], ids=['data', 'data mnist', 'answers', 'doctor'])
+@pytest.mark.parametrize('call', [lambda: cli.data(profile='ful'), lambda: cli.data('mnist', profile='ful'),
+    lambda: cli.answers('01', profile='ful', list_=True), lambda: cli.train('01', profile='ful')], ids=['data', 'data mnist', 'answers', 'train'])
 def test_unknown_profile(call, monkeypatch):
     "Refused wherever it is given, with the two that exist"
-    monkeypatch.setenv('COURSE_PROFILE', 'ful')
+    monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace(answers={}, train=print))
     with pytest.raises(CourseError, match="'ful'.*sample.*full"): call()
 
 

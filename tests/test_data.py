@@ -58,11 +58,11 @@ def serve():
                 self.end_headers()
                 self.wfile.write(body)
             def log_message(self, *args): pass
-        servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        servers.append(http.server.HTTPServer(('127.0.0.1', 0), Handler))
+        threading.Thread(target=servers[-1].handle_request, daemon=True).start()
         return f'http://127.0.0.1:{servers[-1].server_port}/toy.tgz'
     yield _f
-    for o in servers: o.shutdown(); o.server_close()
+    for o in servers: o.server_close()
 
 
 def closed_port(): # an address where nobody listens
@@ -99,7 +99,7 @@ def test_silent_server(home, toy):
     "A server that takes the connection and never speaks is given up"
     s = socket.create_server(('127.0.0.1', 0))
     toy(f'http://127.0.0.1:{s.getsockname()[1]}/toy.tgz')
-    end = threading.Timer(20, s.close) # so that a broken time limit fails here, and does not hang
+    end = threading.Timer(10, s.close) # so that a broken time limit fails here, and does not hang
     end.start()
     refused(home, 'timed out', timeout=.5)
     end.cancel(); s.close()
@@ -109,9 +109,9 @@ def test_command_line_without_network(course, tmp_path):
     "`course data` says it in one line for the real MNIST"
     away = closed_port()
     res = course('data', 'mnist', '--profile', 'full', http_proxy=away, https_proxy=away, no_proxy='')
-    line, = [o for o in (res.stdout+res.stderr).splitlines() if o.strip()]
+    line = res.stdout.strip().splitlines()[-1]
     for o in ('mnist: not at hand', 'mnist_png.tgz', '16 MB', str(tmp_path/'fastai'/'archive')): assert o in line
-    assert res.returncode == 1 and folders(tmp_path/'fastai') == []
+    assert res.returncode == 1 and 'Traceback' not in res.stderr and folders(tmp_path/'fastai') == []
 
 
 def test_fetched(home, toy, serve):
@@ -350,7 +350,7 @@ print(image_cache(sorted(home.glob('*.bmp')), open_slowly, home=home/'cache')[:,
 def test_two_processes_at_once(pics, tmp_path):
     "Both see the whole, and it was decoded once (the first picture twice, for its shape)"
     procs = [subprocess.Popen([sys.executable, '-c', two, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    try: assert [p.communicate(timeout=120)[0].strip() for p in procs] == ['[0, 10, 20, 30]']*2
+    try: assert [p.communicate(timeout=120)[0].splitlines()[-1] for p in procs] == ['[0, 10, 20, 30]']*2
     finally:
         for p in procs: p.kill()
     assert len((tmp_path/'opened').read_text()) == 5
@@ -364,7 +364,7 @@ def digits():
     path = get_data('mnist', 'sample')
     def _f(dl_type, **kwargs):
         block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=lambda p: sorted(get_image_files(p/'testing')),
-            get_y=parent_label, splitter=IndexSplitter(range(120)), batch_tfms=kwargs.pop('batch_tfms', None), item_tfms=kwargs.pop('item_tfms', None))
+            get_y=parent_label, splitter=IndexSplitter(range(0, 360, 3)), batch_tfms=kwargs.pop('batch_tfms', None), item_tfms=kwargs.pop('item_tfms', None))
         return block.dataloaders(path, bs=64, dl_type=dl_type, device=torch.device('cpu'), num_workers=0, **kwargs)
     return _f
 
