@@ -6,11 +6,11 @@
 __all__ = ['colors', 'CourseError', 'clone_root', 'course_file', 'data_home', 'runs_home', 'tell_path', 'write_atomic', 'lessons',
            'find_lesson', 'parse_value', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings',
            'default_device', 'device_name', 'seed_everything', 'run_kind', 'versions', 'dataset_size', 'record',
-           'results_folders', 'load_results', 'answers_file', 'save_answer', 'load_answers', 'answers_table',
+           'results_folders', 'load_results', 'answers_files', 'save_answer', 'load_answers', 'answers_table',
            'expected_minutes', 'header', 'use_style', 'to_array', 'show_images', 'md_table']
 
-# %% ../nbs/00_core.ipynb #e977d5e7
-import configparser, json, os, platform, random, subprocess, time, tomllib
+# %% ../nbs/00_core.ipynb #1812bc19
+import configparser, json, os, platform, random, subprocess, time, tomllib, warnings
 from datetime import datetime, timezone
 from importlib import metadata
 from importlib.util import find_spec
@@ -20,6 +20,9 @@ import numpy as np
 from fastcore.basics import AttrDict, ifnone
 from fastcore.script import CliError
 from fastcore.xdg import xdg_data_home
+
+# %% ../nbs/00_core.ipynb #5ad60c37
+warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit\._script')
 
 # %% ../nbs/00_core.ipynb #754ae90c
 class CourseError(CliError):
@@ -112,10 +115,11 @@ def parse_value(
     try: return args[1:][args[1:].index(s)] if kind == 'one' else _number(dict(int=int, float=float)[kind], *args, s)
     except ValueError: raise ValueError(want) from None
 
-# %% ../nbs/00_core.ipynb #f27482e9
+# %% ../nbs/00_core.ipynb #84c3661e
 def _parse_ini(path):
     cp = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(';',), default_section='')
     try: cp.read_string(Path(path).read_text(encoding='utf-8'), source=str(path))
+    except UnicodeDecodeError: raise CourseError(f'{path}: not a text file in UTF-8. Expected a settings file') from None
     except configparser.Error as e:
         raise CourseError(f"{path}: {' '.join(str(e).split())}. Expected [section] and `key = value` lines") from None
     return cp
@@ -159,22 +163,26 @@ def read_settings() -> dict: # section → {key: value}
             if s != 'keys': res.setdefault(s, {}).update(_read_section(p, cp, s, kinds))
     return res
 
-# %% ../nbs/00_core.ipynb #c924839d
-def active_profile() -> str: # `sample` or `full`
-    "The profile in force: `COURSE_PROFILE`, or else the settings file's"
-    s = os.environ.get('COURSE_PROFILE') or read_settings()['course']['profile']
+# %% ../nbs/00_core.ipynb #bc0f825a
+def active_profile(
+    profile:str=None # asked for by name; None: whatever is in force
+) -> str:            # `sample` or `full`
+    "The profile in force: `profile`, or `COURSE_PROFILE`, or the settings file's; raises `CourseError` for any other"
+    env = os.environ.get('COURSE_PROFILE')
+    s, where = (profile, 'the profile asked for') if profile else (env, 'COURSE_PROFILE') if env else ('', '')
+    if not where: return read_settings()['course']['profile']
     if s in ('sample', 'full'): return s
-    raise CourseError(f"COURSE_PROFILE is {s!r}, and there are two profiles: sample (embedded data, minutes on a laptop) "
-                      "and full (the lecture's dataset and schedule). Set one of them, or unset it")
+    raise CourseError(f"{where} is {s!r}, and there are two profiles: sample (embedded data, minutes on a laptop) "
+                      "and full (the lecture's dataset and schedule). Use one of them")
 
-# %% ../nbs/00_core.ipynb #a548ae4e
+# %% ../nbs/00_core.ipynb #2f4fd759
 def lesson_settings(
     lesson:str,       # `01`, or `01_mnist_resnet`
     profile:str=None, # `sample` or `full`; None: the active one
     **changed         # settings to use instead of the file's
 ) -> AttrDict: # the lesson's numbers, with `lesson` and `profile`
     "The settings of a lesson: [course], then [LESSON], then [LESSON.profile], then `changed`"
-    lesson, prof, ini = find_lesson(lesson), ifnone(profile, active_profile()), read_settings()
+    lesson, prof, ini = find_lesson(lesson), active_profile(profile), read_settings()
     secs = [ini.get(o, {}) for o in ('course', lesson, f'{lesson}.{prof}')]
     cfg = AttrDict({k:v for o in secs for k,v in o.items()})
     bad = set(changed) - set(cfg)
@@ -276,12 +284,15 @@ def load_results(
     res = [{**json.loads(p.read_text()), 'file': p} for p in files]
     return sorted(res, key=lambda o: o['lesson'])
 
-# %% ../nbs/00_core.ipynb #daf5da36
-def answers_file(lesson:str) -> Path:
-    "Where the answers of a lesson are kept: in the clone's `results`, or else among the runs"
-    root = clone_root()
-    return (root/'results' if root else runs_home())/'answers'/f"{find_lesson(lesson).split('_')[0]}.json"
+# %% ../nbs/00_core.ipynb #671d3830
+def answers_files(
+    lesson:str # name of the lesson
+) -> list[Path]: # the weaker first
+    "Where a lesson's answers are: those tried on the sample among the runs, the others in the clone's `results`"
+    root, name = clone_root(), f"{find_lesson(lesson).split('_')[0]}.json"
+    return [o/'answers'/name for o in (runs_home(), *([root/'results'] if root else []))]
 
+# %% ../nbs/00_core.ipynb #93fabc06
 def save_answer(
     lesson:str,     # name of the lesson
     name:str,       # name of the experiment
@@ -290,10 +301,11 @@ def save_answer(
     n:int,          # items of the dataset seen
     seeds:list[int],# the seeds, in the order of the rows
     seconds:float,  # how long all of it took
-    file:Path=None  # None: `answers_file(lesson)`
+    file:Path=None  # None: see `answers_files`
 ) -> dict:
     "Put one experiment's rows into the lesson's answers, beside the others"
-    file, N = Path(ifnone(file, answers_file(lesson))), dataset_size(cfg['dataset'], cfg['profile'])
+    file = Path(file or answers_files(lesson)[0 if cfg['profile'] == 'sample' else -1])
+    N = dataset_size(cfg['dataset'], cfg['profile'])
     old = json.loads(file.read_text()) if file.exists() else {}
     device = default_device()
     new = dict(kind=run_kind(cfg, n, N), rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
@@ -301,15 +313,16 @@ def save_answer(
     write_atomic(file, json.dumps({**old, name: new}, indent=1)+'\n')
     return new
 
-# %% ../nbs/00_core.ipynb #e9cc5cb9
+# %% ../nbs/00_core.ipynb #faa1f9cf
 def load_answers(
     lesson:str,    # name of the lesson
-    file:Path=None # None: `answers_file(lesson)`
+    file:Path=None # None: see `answers_files`
 ) -> dict:         # name of the experiment → what `save_answer` wrote
-    "The kept answers of a lesson; empty where none were run yet"
-    file = Path(ifnone(file, answers_file(lesson)))
-    return json.loads(file.read_text()) if file.exists() else {}
+    "The answers of a lesson, kept ones before those of this machine; empty where none were run yet"
+    files = [Path(file)] if file else answers_files(lesson)
+    return {k: v for p in files if p.exists() for k,v in json.loads(p.read_text()).items()}
 
+# %% ../nbs/00_core.ipynb #c1069e71
 def _stats(rows, key, fmt):
     if key not in rows[0]: return ''
     vals = [o[key] for o in rows]
@@ -321,7 +334,7 @@ def answers_table(
     names:list,    # experiments, in the order of the rows
     cols:list,     # figures, in the order of the columns
     fmt:str='.4f', # how a figure is printed
-    file:Path=None # None: `answers_file(lesson)`
+    file:Path=None # None: see `answers_files`
 ) -> str:
     "A markdown table of kept answers: the mean over the seeds, and the worst of them in brackets"
     got = load_answers(lesson, file)
@@ -345,20 +358,25 @@ def expected_minutes(
     near = [o for o in known if o['device_kind'] == here]
     return line((near or known)[-1]) + ('' if near else f'; none is known on this kind of device ({here})')
 
-# %% ../nbs/00_core.ipynb #b37c4e8f
+# %% ../nbs/00_core.ipynb #0384e8e3
 def header(
     lesson:str,      # name of the lesson
     profile:str=None # None: the active one
 ):
     "Print device, profile, versions and the expected minutes of a lesson, set the figures' style, start the clock"
-    lesson, profile = find_lesson(lesson), ifnone(profile, active_profile())
+    lesson, profile = find_lesson(lesson), active_profile(profile)
     use_style()
     _started[lesson] = time.time()
     print(f"{lessons()[lesson].title} · profile {profile} · {device_name()}")
     print(' · '.join(f'{k} {v}' for k,v in versions().items()))
     print(f"Expect: {expected_minutes(lesson, profile)}")
 
-# %% ../nbs/00_core.ipynb #f17dff9a
+# %% ../nbs/00_core.ipynb #2d26ae25
+def _in_ipython():
+    from IPython import get_ipython
+    return get_ipython() is not None
+
+# %% ../nbs/00_core.ipynb #2ac71508
 colors = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#000000']
 
 def use_style():
@@ -371,10 +389,6 @@ def use_style():
     try: from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError: return
     if _in_ipython(): set_matplotlib_formats('png')
-
-def _in_ipython():
-    from IPython import get_ipython
-    return get_ipython() is not None
 
 # %% ../nbs/00_core.ipynb #9646a3fb
 def to_array(

@@ -5,32 +5,31 @@
 # %% auto #0
 __all__ = ['answers', 'mnist_dls', 'conv', 'simple_cnn', 'n_params', 'course_learner', 'conv_layer', 'conv2', 'short_cnn',
            'PlainOrRes', 'deep_net', 'fit_deep', 'fewer_items', 'ResBlock', 'SequentialEx', 'MergeLayer', 'res_block',
-           'DenseLayer', 'transition', 'conv_and_res', 'resnet_ish', 'filter_direction', 'loss_surface', 'wide_resnet',
-           'digit_augs', 'fit_digits', 'no_skips', 'dense_ish', 'last_relu', 'train']
+           'DenseLayer', 'transition', 'conv_and_res', 'resnet_ish', 'like_filters', 'filter_direction', 'loss_surface',
+           'wide_resnet', 'digit_augs', 'fit_digits', 'no_skips', 'dense_ish', 'last_relu', 'train']
 
-# %% ../nbs/01_mnist_resnet.ipynb #803e7904
+# %% ../nbs/01_mnist_resnet.ipynb #29db246d
 import time
+from .core import CourseError, default_device, runs_home, seed_everything
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
 from fastai.vision.all import (CategoryBlock, ChannelsLast, CrossEntropyLossFlat, DataBlock,
     GrandparentSplitter, ImageBlock, LabelSmoothingCrossEntropyFlat, Learner, Normalize, PILImageBW,
     accuracy, aug_transforms, get_image_files, parent_label)
-from .core import CourseError, default_device, runs_home, seed_everything
 from .data import RandomPadCrop, TensorDL, get_data
 
-# %% ../nbs/01_mnist_resnet.ipynb #a5e6af02
+# %% ../nbs/01_mnist_resnet.ipynb #5f39d465
 def mnist_dls(
     path,            # folder with `training/<digit>/*.png` and `testing/<digit>/*.png`
     bs:int=128,      # pictures in a batch
-    batch_tfms=None, # augmentation of training batches; None: random padding by 3 pixels
-    device=None      # torch.device; None: the default one
+    batch_tfms=None  # augmentation of training batches; None: random padding by 3 pixels
 ): # fastai DataLoaders; a batch is (bs, 1, 28, 28) floats and (bs,) classes
     "The digits as normalised batches, randomly padded in training"
     tfms = [RandomPadCrop(3)] if batch_tfms is None else batch_tfms
     block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files,
         splitter=GrandparentSplitter('training', 'testing'), get_y=parent_label, batch_tfms=[*tfms, Normalize()])
-    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=device or default_device())
+    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
 
 # %% ../nbs/01_mnist_resnet.ipynb #97db9d1d
 def conv(
@@ -143,18 +142,15 @@ def fit_deep(
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model, [float(o) for o in learn.recorder.losses]
 
-# %% ../nbs/01_mnist_resnet.ipynb #d2be38d6
+# %% ../nbs/01_mnist_resnet.ipynb #020d79e8
 def fewer_items(
-    dls,          # DataLoaders with `TensorDL`s
-    n:int,        # how many training items to keep
-    bs:int=None   # None: as before
+    dls,  # DataLoaders with `TensorDL`s
+    n:int # how many training items to keep
 ): # DataLoaders with the first n of a shuffled training set, and the same validation set
     "A part of the training set, drawn with a fixed seed"
-    g = torch.Generator().manual_seed(0)
+    dl, g = dls.train.new(), torch.Generator().manual_seed(0)
     keep = torch.randperm(len(dls.train_ds), generator=g)[:n].tolist()
-    dl = dls.train.new(bs=bs or dls.bs)
-    dl.get_idxs = lambda: dl.shuffle_fn(keep)
-    dl.n = len(keep)
+    dl.get_idxs, dl.n = lambda: dl.shuffle_fn(keep), len(keep)
     return type(dls)(dl, dls.valid, path=dls.path, device=dls.device)
 
 # %% ../nbs/01_mnist_resnet.ipynb #59d8e717
@@ -230,18 +226,24 @@ def resnet_ish():
     body = conv_and_res(1,8), conv_and_res(8,16), conv_and_res(16,32), conv_and_res(32,16)
     return nn.Sequential(*body, conv2(16,10, act=False), nn.Flatten())
 
-# %% ../nbs/01_mnist_resnet.ipynb #a861c4b7
+# %% ../nbs/01_mnist_resnet.ipynb #2032bbd4
+def like_filters(
+    p, # a parameter
+    g  # a torch.Generator
+): # a tensor of p's shape
+    "Noise in which every filter is as long as the parameter's own; zero for norms and biases"
+    d, dims = torch.randn(p.shape, generator=g).to(p.device), tuple(range(1, p.ndim))
+    length = lambda o: torch.linalg.vector_norm(o, dim=dims, keepdim=True)
+    return d * length(p.detach()) / length(d) if dims else torch.zeros_like(p)
+
+# %% ../nbs/01_mnist_resnet.ipynb #71256bac
 def filter_direction(
     model:nn.Module, # where the walk starts
     seed:int         # for the random direction
 ) -> list:           # a tensor for each parameter
-    "A random direction with filters as long as the model's; zero for norms and biases (Li et al. 2018, section 4)"
-    g, res = torch.Generator().manual_seed(seed), []
-    for p in model.parameters():
-        d, dims = torch.randn(p.shape, generator=g).to(p.device), tuple(range(1, p.ndim))
-        length = lambda o: torch.linalg.vector_norm(o, dim=dims, keepdim=True)
-        res.append(d * length(p.detach()) / length(d) if dims else torch.zeros_like(p))
-    return res
+    "A random direction in the space of the weights, filter-normalised (Li et al. 2018, section 4)"
+    g = torch.Generator().manual_seed(seed)
+    return [like_filters(p, g) for p in model.parameters()]
 
 # %% ../nbs/01_mnist_resnet.ipynb #c62ba65f
 @torch.no_grad()
@@ -261,7 +263,7 @@ def loss_surface(
     for p,p0 in zip(ps, start): p.copy_(p0)
     return res
 
-# %% ../nbs/01_mnist_resnet.ipynb #1e60215b
+# %% ../nbs/01_mnist_resnet.ipynb #35c8508f
 def wide_resnet(
     widths=(24,48,96,192), # channels of the first layer and of the three stages
     drop:float=.1          # dropout before the last layer
@@ -271,13 +273,14 @@ def wide_resnet(
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(drop), nn.Linear(widths[-1], 10)
     return nn.Sequential(conv_layer(1, widths[0], ks=5), *stages, *head)
 
+# %% ../nbs/01_mnist_resnet.ipynb #c48e1165
 def digit_augs():
     "Digits moved by up to 3 pixels, turned by up to 12 degrees, zoomed and tilted by up to 12 %"
     affine = aug_transforms(do_flip=False, max_rotate=12, min_zoom=.88, max_zoom=1.12, max_warp=.12,
         max_lighting=0, p_affine=1., pad_mode='zeros')
     return [RandomPadCrop(3), *affine]
 
-# %% ../nbs/01_mnist_resnet.ipynb #f18fedf9
+# %% ../nbs/01_mnist_resnet.ipynb #7a374a03
 def fit_digits(
     cfg,                 # the lesson's settings
     seed:int,            # for weights, order and augmentation
@@ -285,31 +288,32 @@ def fit_digits(
     epochs:int,          # passes
     lr:float,            # highest rate
     batch_tfms=None,     # augmentation; None: random padding
-    loss_func=None,      # None: cross entropy
-    **kwargs             # more for the Learner
+    **kwargs             # more for `course_learner`
 ) -> dict:               # accuracy, valid_loss, epoch_seconds
     "Train one network on the lesson's digits and measure it"
     seed_everything(seed)
     dls = mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs, batch_tfms)
-    learn = course_learner(dls, model(), loss_func=loss_func, **kwargs)
+    learn = course_learner(dls, model(), **kwargs)
     t0 = time.perf_counter()
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     seconds, (loss, acc) = time.perf_counter()-t0, learn.recorder.values[-1][-2:]
-    return dict(accuracy=float(acc), valid_loss=float(loss), epoch_seconds=seconds/epochs)
+    return dict(accuracy=round(float(acc), 5), valid_loss=round(float(loss), 5), epoch_seconds=round(seconds/epochs, 2))
 
-# %% ../nbs/01_mnist_resnet.ipynb #d0fbba0b
+# %% ../nbs/01_mnist_resnet.ipynb #d544ca4d
 def no_skips():
     "`resnet_ish` with plain pairs of convolutions instead of residual blocks"
     pair = lambda ni, nf: nn.Sequential(conv2(ni, nf), conv_layer(nf, nf), conv_layer(nf, nf))
     body = pair(1,8), pair(8,16), pair(16,32), pair(32,16)
     return nn.Sequential(*body, conv2(16,10, act=False), nn.Flatten())
 
+# %% ../nbs/01_mnist_resnet.ipynb #e83a9e6c
 def dense_ish():
     "`resnet_ish` with dense blocks"
     step = lambda ni, nf: nn.Sequential(conv2(ni, nf), res_block(nf, dense=True))
     body = step(1,8), step(16,16), step(32,32), step(64,16)
     return nn.Sequential(*body, conv2(32,10, act=False), nn.Flatten())
 
+# %% ../nbs/01_mnist_resnet.ipynb #a97cd5fa
 def last_relu():
     "`resnet_ish` with the ReLU at its end that a literal port of the lecture's cell brings in"
     return nn.Sequential(*resnet_ish()[:-2], conv2(16,10), nn.Flatten())
@@ -336,14 +340,13 @@ answers = { # name → function of (cfg, seed) that gives figures
     'a tenth of the rate': _deep(lr=.1),
 }
 
-# %% ../nbs/01_mnist_resnet.ipynb #e8137570
+# %% ../nbs/01_mnist_resnet.ipynb #92d8d6e5
 def train(
     cfg # the lesson's settings
 ):      # the trained Learner
     "Train the lesson's ResNet; what `course train 01` runs"
     seed_everything(cfg.seed)
-    dls = mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
-    learn = course_learner(dls, resnet_ish())
+    learn = course_learner(mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs), resnet_ish())
     learn.fit_one_cycle(cfg.epochs_deep, cfg.lr_deep)
     learn.save('01_mnist_resnet')
     return learn

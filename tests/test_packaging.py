@@ -1,5 +1,5 @@
 "The files that say what is needed agree, and the wheel works where there is no clone"
-import os, subprocess, sys, tomllib, zipfile
+import tomllib, zipfile
 from pathlib import Path
 import pytest
 from packaging.requirements import Requirement

@@ -1,5 +1,5 @@
 "Samples are made once and whole, whoever asks and whatever goes wrong, and the same on every machine"
-import os, signal, subprocess, sys, time
+import signal, subprocess, sys, time
 from collections import Counter
 import pytest
 from PIL import Image

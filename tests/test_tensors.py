@@ -1,0 +1,177 @@
+"Decoded pictures are never out of date, and batches taken from them are fastai's own"
+import os, subprocess, sys
+import pytest, torch
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, PILImageBW, Resize, TensorImageBW, TfmdDL, get_image_files,
+    parent_label)
+from PIL import Image
+from course_lib.core import CourseError
+from course_lib.data import RandomPadCrop, TensorDL, get_data, image_cache, random_crop
+
+
+# ---- pictures decoded once
+
+def draw(f, grey, size=(6, 5)): Image.new('L', size, grey).save(f) # a BMP: its size does not depend on what it shows
+
+
+@pytest.fixture
+def pics(tmp_path):
+    files = [tmp_path/f'{i}.bmp' for i in range(4)]
+    for i,f in enumerate(files): draw(f, 10*i)
+    return files
+
+
+@pytest.fixture
+def cache(tmp_path):
+    "`image_cache` that counts the pictures it opens"
+    def _open(f): _f.opened.append(f); return PILImageBW.create(f)
+    def _f(files, **kwargs): return image_cache(files, _open, home=tmp_path/'cache', **kwargs)
+    _f.opened = []
+    return _f
+
+
+def greys(x): return x[:, 0, 0, 0].tolist()
+
+def later(f): # a new time of change, whatever the clock's steps
+    s = f.stat()
+    os.utime(f, ns=(s.st_atime_ns, s.st_mtime_ns+1_000_000_000))
+
+
+def test_decoded_once(cache, pics):
+    x = cache(pics)
+    assert x.shape == (4, 1, 5, 6) and x.dtype == torch.uint8 and greys(x) == [0, 10, 20, 30]
+    n = len(cache.opened)
+    assert greys(cache(pics)) == [0, 10, 20, 30] and len(cache.opened) == n
+
+
+def test_cache_is_not_written_through(cache, pics):
+    x = cache(pics)
+    x[0] = 99
+    assert greys(cache(pics)) == [0, 10, 20, 30]
+
+
+def test_changed_file(cache, pics):
+    "Same name, same size, another time"
+    cache(pics)
+    size = pics[2].stat().st_size
+    draw(pics[2], 200); later(pics[2])
+    assert pics[2].stat().st_size == size
+    assert greys(cache(pics)) == [0, 10, 200, 30]
+
+
+def test_added_and_removed_file(cache, pics, tmp_path):
+    cache(pics)
+    draw(tmp_path/'4.bmp', 40)
+    assert greys(cache([*pics, tmp_path/'4.bmp'])) == [0, 10, 20, 30, 40]
+    pics[1].unlink()
+    with pytest.raises(CourseError, match='1.bmp'): cache(pics)
+    assert greys(cache([pics[0], *pics[2:]])) == [0, 20, 30]
+
+
+def test_other_order(cache, pics):
+    cache(pics)
+    assert greys(cache(pics[::-1])) == [30, 20, 10, 0]
+
+
+def test_unequal_sizes(cache, pics):
+    draw(pics[3], 30, size=(7, 5))
+    with pytest.raises(CourseError, match='3.bmp.*sz='): cache(pics)
+    assert cache(pics, sz=(5, 6)).shape == (4, 1, 5, 6)
+
+
+def test_broken_picture(cache, pics):
+    "Named, and nothing half-made is taken for a cache afterwards"
+    good = pics[2].read_bytes()
+    pics[2].write_bytes(b'no picture')
+    with pytest.raises(CourseError, match='2.bmp'): cache(pics)
+    pics[2].write_bytes(good)
+    assert greys(cache(pics)) == [0, 10, 20, 30]
+
+
+def test_no_pictures(cache):
+    with pytest.raises(CourseError, match='empty'): cache([])
+
+
+two = '''
+import os, sys, time
+from pathlib import Path
+from PIL import Image
+from course_lib.data import image_cache
+home = Path(sys.argv[1])
+def open_slowly(f):
+    with open(home/'opened', 'a') as o: o.write('x')
+    time.sleep(.1)
+    return Image.open(f)
+(home/f'ready-{os.getpid()}').touch()
+while len(list(home.glob('ready-*'))) < 2: time.sleep(.01)
+print(image_cache(sorted(home.glob('*.bmp')), open_slowly, home=home/'cache')[:, 0, 0, 0].tolist())
+'''
+
+def test_two_processes_at_once(pics, tmp_path):
+    "Both see the whole, and it was decoded once (the first picture twice, for its shape)"
+    procs = [subprocess.Popen([sys.executable, '-c', two, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try: assert [p.communicate(timeout=120)[0].splitlines()[-1] for p in procs] == ['[0, 10, 20, 30]']*2
+    finally:
+        for p in procs: p.kill()
+    assert len((tmp_path/'opened').read_text()) == 5
+
+
+# ---- batches taken from tensors
+
+@pytest.fixture
+def digits():
+    "DataLoaders on the sample's held-out digits: 240 to train on, 120 to validate"
+    path = get_data('mnist', 'sample')
+    def _f(dl_type, **kwargs):
+        block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=lambda p: sorted(get_image_files(p/'testing')),
+            get_y=parent_label, splitter=IndexSplitter(range(0, 360, 3)), batch_tfms=kwargs.pop('batch_tfms', None), item_tfms=kwargs.pop('item_tfms', None))
+        return block.dataloaders(path, bs=64, dl_type=dl_type, device=torch.device('cpu'), num_workers=0, **kwargs)
+    return _f
+
+
+def test_same_batches_as_fastai(digits):
+    "TensorDL gives what fastai's loader gives: values, types, order, and a shorter last batch"
+    ours, stock = (list(digits(o).valid) for o in (TensorDL, TfmdDL))
+    assert [len(x) for x,_ in ours] == [64, 56]
+    for (x,y), (x2,y2) in zip(ours, stock, strict=True):
+        assert type(x) is type(x2) is TensorImageBW and type(y) is type(y2)
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+
+
+def test_an_epoch_sees_every_item_once(digits):
+    "Shuffled anew each epoch, and without the incomplete batch in training"
+    dl = digits(TensorDL).train
+    assert [len(x) for x,_ in dl] == [64]*3
+    dl = dl.new(drop_last=False)
+    one, two = (torch.cat([x.flatten(1) for x,_ in dl]) for _ in range(2))
+    rows = lambda x: sorted(map(bytes, (x*255).round().byte().numpy()))
+    assert rows(one) == rows(two) == rows(dl.tensors()[0].flatten(1)/255.)
+    assert not torch.equal(one, two)
+
+
+def test_labels_stay_with_their_pictures(digits):
+    dl = digits(TensorDL).train
+    x, y = dl.tensors()
+    label = {bytes(o.numpy()): int(c) for o,c in zip(x, y)}
+    xb, yb = dl.one_batch()
+    assert [label[bytes(o.numpy())] for o in (xb*255).round().byte()] == yb.tolist()
+
+
+def test_each_picture_its_own_crop():
+    "In one batch of equal pictures, the paddings differ"
+    x = torch.rand(1, 1, 8, 8).expand(64, 1, 8, 8)
+    y = random_crop(x, 2)
+    assert y.shape == x.shape and len({bytes(o.numpy()) for o in y}) > 10
+    assert torch.equal(random_crop(x, 2, *[torch.full((64,), 2)]*2), x)
+
+
+def test_crops_in_training_only(digits):
+    padded, plain = (digits(TensorDL, batch_tfms=o) for o in ([RandomPadCrop(3)], None))
+    assert all(torch.equal(a[0], b[0]) for a,b in zip(padded.valid, plain.valid, strict=True))
+    x, _ = padded.train.tensors()
+    known = {bytes(o.numpy()) for o in x}
+    xb = (padded.train.one_batch()[0]*255).round().byte()
+    assert any(bytes(o.numpy()) not in known for o in xb)
+
+
+def test_item_transforms_are_refused(digits):
+    with pytest.raises(CourseError, match='Resize.*batch_tfms'): digits(TensorDL, item_tfms=Resize(14))
