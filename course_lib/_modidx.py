@@ -101,6 +101,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'course_lib.data._fill': ('data.html#_fill', 'course_lib/data.py'),
                                  'course_lib.data._known_stats': ('data.html#_known_stats', 'course_lib/data.py'),
                                  'course_lib.data._no_way': ('data.html#_no_way', 'course_lib/data.py'),
+                                 'course_lib.data._watched': ('data.html#_watched', 'course_lib/data.py'),
                                  'course_lib.data.at_hand': ('data.html#at_hand', 'course_lib/data.py'),
                                  'course_lib.data.check_archive': ('data.html#check_archive', 'course_lib/data.py'),
                                  'course_lib.data.check_layout': ('data.html#check_layout', 'course_lib/data.py'),

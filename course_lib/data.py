@@ -6,8 +6,8 @@
 __all__ = ['registry', 'dataset', 'count_files', 'check_layout', 'check_archive', 'full_data', 'get_data', 'image_cache',
            'random_crop', 'RandomPadCrop', 'TensorDL', 'describe_data', 'at_hand']
 
-# %% ../nbs/00b_data.ipynb #209937ca
-import hashlib, os, shutil, tomllib
+# %% ../nbs/00b_data.ipynb #d22dca78
+import hashlib, os, shutil, sys, tomllib
 from .core import CourseError, active_profile, course_file, data_home
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,7 +74,9 @@ def check_archive(
     why = f'{size:,} bytes, expected {stats[0]:,}' if size != stats[0] else f'checksum {md5}, expected {stats[1]}'
     raise CourseError(f'{name}: the archive {arch} has {why}: it is truncated, damaged or another one. Delete it and fetch it again')
 
-# %% ../nbs/00b_data.ipynb #fb8a5281
+# %% ../nbs/00b_data.ipynb #e07ecdb7
+def _watched(): return sys.stdout.isatty() or 'ipykernel' in sys.modules # does anybody see a progress bar?
+
 def _fetch(name, card, dest, timeout):
     "Fetch and unpack into a folder beside `dest`, check, rename; `CourseError` and nothing left behind if that fails"
     url = getattr(URLs, card.full['url'], card.full['url'])
@@ -85,7 +87,7 @@ def _fetch(name, card, dest, timeout):
     archives.mkdir(parents=True, exist_ok=True)
     try:
         shutil.rmtree(tmp, ignore_errors=True)
-        if not carried: download_url(url, arch, timeout=timeout)
+        if not carried: download_url(url, arch, timeout=timeout, show_progress=_watched())
         check_archive(name, arch, stats)
         path = untar_data(url, base=tmp, archive=archives, data=tmp)
         check_layout(name, path, card.full['layout'], shown=f'the archive {arch}')
@@ -144,7 +146,7 @@ def _decode(f, open_image, sz):
     a = np.asarray(im)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)
 
-# %% ../nbs/00b_data.ipynb #cb58782c
+# %% ../nbs/00b_data.ipynb #c147e1f6
 def _fill(x, files, open_image, sz, workers):
     def _one(i):
         a = _decode(files[i], open_image, sz)
@@ -152,8 +154,8 @@ def _fill(x, files, open_image, sz, workers):
                                                      "Give sz=(height, width) to bring them to one size")
         x[i] = a
     with ThreadPoolExecutor(workers) as ex:
-        for chunk in progress_bar(list(chunked(range(len(files)), 500)), leave=False, display=len(files) > 5000):
-            list(ex.map(_one, chunk))
+        chunks = list(chunked(range(len(files)), 500))
+        for chunk in progress_bar(chunks, leave=False) if len(files) > 5000 else chunks: list(ex.map(_one, chunk))
 
 # %% ../nbs/00b_data.ipynb #8256dc41
 def image_cache(
