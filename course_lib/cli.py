@@ -310,7 +310,7 @@ def _mean_worst(a, key):
     vals = [o[key] for o in a['rows']]
     return f'{sum(vals)/len(vals):.4f} ({min(vals):.4f})'
 
-# %% ../nbs/90_cli.ipynb #3982f2d8
+# %% ../nbs/90_cli.ipynb #b9b15b61
 _head = ['lesson', 'figure', 'lecture', 'ours, sample', 'ours, full']
 
 def _markdown(rows):
@@ -322,7 +322,9 @@ def readme_with(
 ) -> str:
     "The README with the table of kept results between its two markers"
     table = _markdown(results_rows(kept_only=True)[0])
-    return re.sub(r'(<!-- results -->\n).*?(\n<!-- /results -->)', lambda m: m[1]+table+m[2], text, flags=re.S)
+    res, n = re.subn(r'(<!-- results -->)\n.*?(<!-- /results -->)', lambda m: f'{m[1]}\n{table}\n{m[2]}', text, flags=re.S)
+    if n != 1: raise CourseError('README.md: expected one pair of the lines <!-- results --> and <!-- /results -->')
+    return res
 
 # %% ../nbs/90_cli.ipynb #c103303d
 @call_parse

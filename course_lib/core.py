@@ -9,7 +9,7 @@ __all__ = ['colors', 'CourseError', 'clone_root', 'course_file', 'data_home', 'r
            'results_folders', 'load_results', 'answers_files', 'save_answer', 'load_answers', 'answers_table',
            'expected_minutes', 'header', 'use_style', 'to_array', 'show_images', 'md_table']
 
-# %% ../nbs/00_core.ipynb #1812bc19
+# %% ../nbs/00_core.ipynb #8934f070
 import configparser, json, os, platform, random, subprocess, time, tomllib, warnings
 from datetime import datetime, timezone
 from importlib import metadata
@@ -20,6 +20,7 @@ import numpy as np
 from fastcore.basics import AttrDict, ifnone
 from fastcore.script import CliError
 from fastcore.xdg import xdg_data_home
+from filelock import FileLock
 
 # %% ../nbs/00_core.ipynb #5ad60c37
 warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit\._script')
@@ -292,7 +293,7 @@ def answers_files(
     root, name = clone_root(), f"{find_lesson(lesson).split('_')[0]}.json"
     return [o/'answers'/name for o in (runs_home(), *([root/'results'] if root else []))]
 
-# %% ../nbs/00_core.ipynb #93fabc06
+# %% ../nbs/00_core.ipynb #442d6f27
 def save_answer(
     lesson:str,     # name of the lesson
     name:str,       # name of the experiment
@@ -306,11 +307,13 @@ def save_answer(
     "Put one experiment's rows into the lesson's answers, beside the others"
     file = Path(file or answers_files(lesson)[0 if cfg['profile'] == 'sample' else -1])
     N = dataset_size(cfg['dataset'], cfg['profile'])
-    old = json.loads(file.read_text()) if file.exists() else {}
     device = default_device()
     new = dict(kind=run_kind(cfg, n, N), rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
                minutes=round(seconds/60, 1), device=device_name(device), device_kind=device.type, versions=versions())
-    write_atomic(file, json.dumps({**old, name: new}, indent=1)+'\n')
+    runs_home().mkdir(parents=True, exist_ok=True)
+    with FileLock(runs_home()/'.answers.lock'): # two experiments may end at the same moment
+        old = json.loads(file.read_text()) if file.exists() else {}
+        write_atomic(file, json.dumps({**old, name: new}, indent=1)+'\n')
     return new
 
 # %% ../nbs/00_core.ipynb #faa1f9cf
