@@ -133,7 +133,7 @@ def write_page(
     html = ex.from_notebook_node(nb, resources={'metadata': {'name': dest.stem, 'path': str(folder)}})[0]
     write_atomic(dest, re.sub(rf'{mark}(\d+);', lambda m: found[int(m[1])], html))
 
-# %% ../nbs/90_cli.ipynb #890e354a
+# %% ../nbs/90_cli.ipynb #659cc3e8
 def run_one(
     path:Path,    # the notebook
     profile:str,  # `sample` or `full`
@@ -153,9 +153,11 @@ def run_one(
     except CellExecutionError: status, error = 'failed', _failed_cell(nb)
     except DeadKernelError:
         status, error = 'died', f'cell {at[0]+1}: the kernel died (out of memory, most often). Lower bs in settings.ini'
+    except Exception as e: status, error = 'failed', f'{type(e).__name__}: {e}' # no kernel, say
     if status != 'ok' or not any(c.get('outputs') for c in nb.cells): nb.metadata['course_status'] = status
     write_atomic(out/f'{name}.ipynb', nbformat.writes(nb)+'\n')
-    write_page(nb, out/f'{name}.html', path.parent)
+    try: write_page(nb, out/f'{name}.html', path.parent)
+    except Exception as e: error = f'{error}\nno page was written: {type(e).__name__}: {e}'.strip()
     return dict(lesson=name, status=status, seconds=time.time()-t0, error=error, nb=nb)
 
 # %% ../nbs/90_cli.ipynb #47a247a9
@@ -165,7 +167,7 @@ def _failed_cell(nb):
             if o.output_type == 'error': return explain_error(i+1, c.source, o.ename, o.evalue, o.traceback)
     return 'failed outside its cells'
 
-# %% ../nbs/90_cli.ipynb #d3aa3934
+# %% ../nbs/90_cli.ipynb #8452611f
 def headline(
     lesson:str, # name of a notebook
     out:Path,   # the run's folder
@@ -174,7 +176,7 @@ def headline(
     "The figures that a lesson has just recorded, in one line"
     files = [p for p in (Path(out)/'results').glob(f'{lesson}-*.json') if p.stat().st_mtime >= since-1]
     if not files: return ''
-    got = json.loads(max(files, key=lambda p: p.stat().st_mtime).read_text())
+    got = json.loads(max(files, key=lambda p: p.stat().st_mtime).read_text(encoding='utf-8'))
     names = lessons()[lesson].figures
     short = lambda k: names[k].split(',', 1)[-1].strip()
     return ', '.join(f"{short(k)} {got['figures'][k]:.3f}" for k in names if k in got['figures'])
@@ -326,7 +328,7 @@ def readme_with(
     if n != 1: raise CourseError('README.md: expected one pair of the lines <!-- results --> and <!-- /results -->')
     return res
 
-# %% ../nbs/90_cli.ipynb #c103303d
+# %% ../nbs/90_cli.ipynb #f0642eb4
 @call_parse
 def results(
     keep:bool=False,  # Copy this machine's results from _runs/ into results/
@@ -337,8 +339,8 @@ def results(
     if (keep or readme) and not root: raise CourseError('--keep and --readme write into a clone, and course_lib was '
                                                         'installed without one. Clone the repository and run it there')
     for p in sorted((runs_home()/'results').glob('*.json')) if keep else []:
-        print('kept', tell_path(write_atomic(root/'results'/p.name, p.read_text())))
-    if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text()))
+        print('kept', tell_path(write_atomic(root/'results'/p.name, p.read_text(encoding='utf-8'))))
+    if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text(encoding='utf-8')))
     rows, notes = results_rows()
     print(text_table(rows, _head))
     for o in notes: print('· ' + o)
@@ -352,21 +354,22 @@ def _seen(cfg):
     from course_lib.data import count_files, dataset, get_data
     return sum(count_files(get_data(cfg.dataset, cfg.profile), dataset(cfg.dataset)[cfg.profile]['layout']).values())
 
-# %% ../nbs/90_cli.ipynb #2c45fd89
+# %% ../nbs/90_cli.ipynb #1eed642f
 @call_parse
 def answers(
     lesson:str,       # The lesson, such as 01
     *names:str,       # Experiments (default: all that are not kept yet)
     profile:str=None, # sample or full (default: settings.ini, or COURSE_PROFILE)
     seeds:int=3,      # How many seeds, from 1 on
-    list_:bool=False  # Only list the experiments
+    only_list:bool=False # Only list the experiments
 ):
     "Run a lesson's experiments over several seeds and keep the numbers in results/answers"
     fns, cfg = lesson_module(lesson).answers, lesson_settings(lesson, profile)
-    kept = {k for k,v in load_answers(lesson).items() if v['settings'].get('profile') == cfg.profile}
+    same = lambda old: all(old.get(k) == v for k,v in cfg.items() if k not in ('device', 'seed'))
+    kept = {k for k,v in load_answers(lesson).items() if same(v['settings'])}
     bad = set(names) - set(fns)
     if bad: raise CourseError(f"lesson {lesson} has no experiment {', '.join(sorted(bad))}. It has: {'; '.join(fns)}")
-    if list_: return print('\n'.join(f"{k}{'  (kept)' if k in kept else ''}" for k in fns))
+    if only_list: return print('\n'.join(f"{k}{'  (kept)' if k in kept else ''}" for k in fns))
     n = _seen(cfg)
     for name in names or [o for o in fns if o not in kept]:
         rows, t0 = [], time.time()
@@ -387,13 +390,14 @@ def train(
     if not hasattr(mod, 'train'): raise CourseError(f'{find_lesson(lesson)} has nothing to train outside its notebook')
     mod.train(lesson_settings(lesson, profile))
 
-# %% ../nbs/90_cli.ipynb #616d40a9
+# %% ../nbs/90_cli.ipynb #50801761
 def memory_gb() -> str:
     "Memory of the default device and of the machine, in words"
     import torch
     dev = default_device()
     own = f'{torch.cuda.get_device_properties(dev).total_memory/2**30:.0f} GiB on the GPU, ' if dev.type == 'cuda' else ''
-    return own + f"{os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB in the machine"
+    try: return own + f"{os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB in the machine"
+    except (ValueError, OSError): return own + 'of the machine: unknown' # a system that does not tell
 
 def data_report() -> list: # rows: name, sample, full
     "Which datasets are here, and what `full` would download"

@@ -7,7 +7,7 @@ __all__ = ['colors', 'CourseError', 'clone_root', 'course_file', 'data_home', 'r
            'find_lesson', 'parse_value', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings',
            'default_device', 'device_name', 'seed_everything', 'run_kind', 'versions', 'dataset_size', 'record',
            'results_folders', 'load_results', 'answers_files', 'save_answer', 'load_answers', 'answers_table',
-           'expected_minutes', 'header', 'use_style', 'to_array', 'show_images', 'md_table']
+           'expected_minutes', 'header', 'use_style', 'to_array', 'show_images', 'md_table', 'folded']
 
 # %% ../nbs/00_core.ipynb #8934f070
 import configparser, json, os, platform, random, subprocess, time, tomllib, warnings
@@ -116,7 +116,7 @@ def parse_value(
     try: return args[1:][args[1:].index(s)] if kind == 'one' else _number(dict(int=int, float=float)[kind], *args, s)
     except ValueError: raise ValueError(want) from None
 
-# %% ../nbs/00_core.ipynb #84c3661e
+# %% ../nbs/00_core.ipynb #58764bc4
 def _parse_ini(path):
     cp = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(';',), default_section='')
     try: cp.read_string(Path(path).read_text(encoding='utf-8'), source=str(path))
@@ -132,7 +132,7 @@ def settings_files() -> list[Path]: # the course's own, then the nearest one abo
         p = d/'settings.ini'
         if not p.exists(): continue
         if p.samefile(own): return [own]
-        if _parse_ini(p).has_section('course'): return [own, p]
+        if '[course]' in p.read_text(encoding='utf-8', errors='replace') and _parse_ini(p).has_section('course'): return [own, p]
     return [own]
 
 # %% ../nbs/00_core.ipynb #f0cce5a1
@@ -202,10 +202,10 @@ def default_device(): # torch.device
     raise CourseError(f"The device {want!r} was asked for (COURSE_DEVICE, or device in settings.ini) and is not here. "
                       f"This machine has: {', '.join(k for k,v in have.items() if v)}")
 
-# %% ../nbs/00_core.ipynb #ca66f38c
+# %% ../nbs/00_core.ipynb #ab877895
 def _cpu_name():
     try: names = [l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')]
-    except OSError: names = [subprocess.getoutput('sysctl -n machdep.cpu.brand_string')]
+    except OSError: names = [subprocess.run('sysctl -n machdep.cpu.brand_string', shell=True, capture_output=True, text=True).stdout.strip()]
     return next((o for o in names if o), platform.processor() or platform.machine())
 
 def device_name(
@@ -270,7 +270,7 @@ def record(
     write_atomic(runs_home()/'results'/f"{lesson}-{res['kind']}-{device.type}.json", json.dumps(res, indent=1)+'\n')
     return res
 
-# %% ../nbs/00_core.ipynb #dae9ce14
+# %% ../nbs/00_core.ipynb #3a8209f5
 def results_folders() -> list[Path]: # the kept results, then this machine's
     "Where results are looked for"
     root = clone_root()
@@ -282,18 +282,18 @@ def load_results(
     "The kept results and this machine's own, in the order of the lessons; kept ones first"
     name = find_lesson(lesson) if lesson else '[0-9]*'
     files = [p for d in results_folders() for p in sorted(d.glob(f'{name}-*.json'))]
-    res = [{**json.loads(p.read_text()), 'file': p} for p in files]
+    res = [{**json.loads(p.read_text(encoding='utf-8')), 'file': p} for p in files]
     return sorted(res, key=lambda o: o['lesson'])
 
-# %% ../nbs/00_core.ipynb #671d3830
+# %% ../nbs/00_core.ipynb #c76b8550
 def answers_files(
     lesson:str # name of the lesson
 ) -> list[Path]: # the weaker first
-    "Where a lesson's answers are: those tried on the sample among the runs, the others in the clone's `results`"
+    "Where a lesson's answers are: full ones in the clone's `results`, all others among the runs"
     root, name = clone_root(), f"{find_lesson(lesson).split('_')[0]}.json"
     return [o/'answers'/name for o in (runs_home(), *([root/'results'] if root else []))]
 
-# %% ../nbs/00_core.ipynb #442d6f27
+# %% ../nbs/00_core.ipynb #5ab9bded
 def save_answer(
     lesson:str,     # name of the lesson
     name:str,       # name of the experiment
@@ -305,27 +305,28 @@ def save_answer(
     file:Path=None  # None: see `answers_files`
 ) -> dict:
     "Put one experiment's rows into the lesson's answers, beside the others"
-    file = Path(file or answers_files(lesson)[0 if cfg['profile'] == 'sample' else -1])
     N = dataset_size(cfg['dataset'], cfg['profile'])
+    kind = run_kind(cfg, n, N)
+    file = Path(file or answers_files(lesson)[-1 if kind == 'full' else 0])
     device = default_device()
-    new = dict(kind=run_kind(cfg, n, N), rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
+    new = dict(kind=kind, rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
                minutes=round(seconds/60, 1), device=device_name(device), device_kind=device.type, versions=versions())
     runs_home().mkdir(parents=True, exist_ok=True)
     with FileLock(runs_home()/'.answers.lock'): # two experiments may end at the same moment
-        old = json.loads(file.read_text()) if file.exists() else {}
+        old = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
         write_atomic(file, json.dumps({**old, name: new}, indent=1)+'\n')
     return new
 
-# %% ../nbs/00_core.ipynb #faa1f9cf
+# %% ../nbs/00_core.ipynb #166f5621
 def load_answers(
     lesson:str,    # name of the lesson
     file:Path=None # None: see `answers_files`
 ) -> dict:         # name of the experiment → what `save_answer` wrote
     "The answers of a lesson, kept ones before those of this machine; empty where none were run yet"
     files = [Path(file)] if file else answers_files(lesson)
-    return {k: v for p in files if p.exists() for k,v in json.loads(p.read_text()).items()}
+    return {k: v for p in files if p.exists() for k,v in json.loads(p.read_text(encoding='utf-8')).items()}
 
-# %% ../nbs/00_core.ipynb #c1069e71
+# %% ../nbs/00_core.ipynb #b9b2f539
 def _stats(rows, key, fmt):
     if key not in rows[0]: return ''
     vals = [o[key] for o in rows]
@@ -342,11 +343,13 @@ def answers_table(
     "A markdown table of kept answers: the mean over the seeds, and the worst of them in brackets"
     got = load_answers(lesson, file)
     tail = lambda a: [len(a['seeds']), a['kind'], f"{a['minutes']:g}", a['device']]
-    rows = [[k, *(_stats(got[k]['rows'], c, fmt) for c in cols), *tail(got[k])] for k in names if k in got]
-    head = ['experiment', *cols, 'seeds', 'run', 'minutes', 'device']
-    return '\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in [head, ['---']*len(head), *rows])
+    row = lambda k: [*(_stats(got[k]['rows'], c, fmt) for c in cols), *tail(got[k])] if k in got else ['not run yet']
+    rows = [[k, *row(k)] for k in names]
+    head = ['experiment', *cols, 'seeds', 'run', 'minutes, all seeds', 'device']
+    fill = lambda o: [*map(str, o), *['']*(len(head)-len(o))]
+    return '\n'.join('| ' + ' | '.join(fill(o)) + ' |' for o in [head, ['---']*len(head), *rows])
 
-# %% ../nbs/00_core.ipynb #0bc7c668
+# %% ../nbs/00_core.ipynb #bb75ef72
 def expected_minutes(
     lesson:str, # name of the lesson
     profile:str # `sample` or `full`
@@ -359,7 +362,8 @@ def expected_minutes(
     line = lambda o: f"{o['seconds']/60:.1f} minutes on {o['device']}{note(o)}"
     here = default_device().type
     near = [o for o in known if o['device_kind'] == here]
-    return line((near or known)[-1]) + ('' if near else f'; none is known on this kind of device ({here})')
+    best = sorted(near or known, key=lambda o: o['kind'] != 'reduced')[-1] # whole runs before reduced ones, this machine's last
+    return line(best) + ('' if near else f'; none is known on this kind of device ({here})')
 
 # %% ../nbs/00_core.ipynb #0384e8e3
 def header(
@@ -438,3 +442,12 @@ def md_table(
     "Rows as a table in the notebook"
     from IPython.display import Markdown
     return Markdown('\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in [head, ['---']*len(head), *rows]))
+
+# %% ../nbs/00_core.ipynb #d086c43f
+def folded(
+    text:str,  # markdown
+    title:str  # what is seen before it is opened
+): # a markdown object that opens when clicked
+    "Markdown folded away under a title"
+    from IPython.display import Markdown
+    return Markdown(f'<details><summary>{title}</summary>\n\n{text}\n\n</details>')

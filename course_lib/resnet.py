@@ -8,8 +8,8 @@ __all__ = ['answers', 'mnist_dls', 'conv', 'simple_cnn', 'n_params', 'course_lea
            'DenseLayer', 'transition', 'conv_and_res', 'resnet_ish', 'like_filters', 'filter_direction', 'loss_surface',
            'wide_resnet', 'digit_augs', 'fit_digits', 'no_skips', 'dense_ish', 'last_relu', 'train']
 
-# %% ../nbs/01_mnist_resnet.ipynb #29db246d
-import time
+# %% ../nbs/01_mnist_resnet.ipynb #2d3d2d18
+import os, time
 from .core import CourseError, default_device, runs_home, seed_everything
 import numpy as np, torch
 from torch import nn
@@ -19,7 +19,7 @@ from fastai.vision.all import (CategoryBlock, ChannelsLast, CrossEntropyLossFlat
     accuracy, aug_transforms, get_image_files, parent_label)
 from .data import RandomPadCrop, TensorDL, get_data
 
-# %% ../nbs/01_mnist_resnet.ipynb #5f39d465
+# %% ../nbs/01_mnist_resnet.ipynb #294accff
 def mnist_dls(
     path,            # folder with `training/<digit>/*.png` and `testing/<digit>/*.png`
     bs:int=128,      # pictures in a batch
@@ -29,7 +29,9 @@ def mnist_dls(
     tfms = [RandomPadCrop(3)] if batch_tfms is None else batch_tfms
     block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files,
         splitter=GrandparentSplitter('training', 'testing'), get_y=parent_label, batch_tfms=[*tfms, Normalize()])
-    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
+    dls = block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
+    if len(dls.train): return dls
+    raise CourseError(f'mnist_dls: bs = {bs}, and there are {len(dls.train_ds)} training pictures. Expected a smaller bs')
 
 # %% ../nbs/01_mnist_resnet.ipynb #97db9d1d
 def conv(
@@ -50,17 +52,19 @@ def simple_cnn():
         conv(16, 10), nn.BatchNorm2d(10),            # 1
         nn.Flatten())
 
-# %% ../nbs/01_mnist_resnet.ipynb #cfbe59f2
-def n_params(model:nn.Module) -> int:
+# %% ../nbs/01_mnist_resnet.ipynb #78633656
+def n_params(
+    model:nn.Module # any module
+) -> int:
     "How many numbers a model learns"
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/01_mnist_resnet.ipynb #7dbab6b5
+# %% ../nbs/01_mnist_resnet.ipynb #b18827f0
 def course_learner(
     dls,            # fastai DataLoaders
     model,          # a module
     loss_func=None, # None: cross entropy
-    metrics=accuracy,
+    metrics=accuracy, # figures of the validation set
     **kwargs        # more for fastai's Learner
 ): # a fastai Learner
     "A Learner as this course uses it: flat cross entropy, accuracy, files kept among the runs"
@@ -69,7 +73,7 @@ def course_learner(
     learn.recorder.add_time = False
     return learn
 
-# %% ../nbs/01_mnist_resnet.ipynb #e6fdb51a
+# %% ../nbs/01_mnist_resnet.ipynb #c164de40
 def conv_layer(
     ni:int,           # channels in
     nf:int,           # channels out
@@ -77,7 +81,7 @@ def conv_layer(
     stride:int=1,     # 2 halves the grid
     act:bool=True,    # end with a ReLU?
     zero:bool=False   # start the norm's factor at zero, so that the layer begins by giving zeros?
-): # (n, ni, h, w) → (n, nf, h/stride, w/stride)
+): # (n, ni, h, w) → (n, nf, ⌈h/stride⌉, ⌈w/stride⌉)
     "Convolution without bias, batch norm, ReLU"
     bn = nn.BatchNorm2d(nf)
     if zero: nn.init.zeros_(bn.weight)
@@ -111,7 +115,7 @@ class PlainOrRes(nn.Module):
         res = self.convs(x)
         return F.relu(res + self.idpath(x) if self.idpath else res)
 
-# %% ../nbs/01_mnist_resnet.ipynb #74ace065
+# %% ../nbs/01_mnist_resnet.ipynb #d13bd42f
 def deep_net(
     depth:int,       # layers with weights: 6n+2, so 20 or 56
     skip:bool,       # residual blocks or plain ones?
@@ -119,7 +123,7 @@ def deep_net(
     ni:int=1,        # channels of the picture
     n_out:int=10     # classes
 ): # a module, (n, ni, h, w) → (n, n_out)
-    "The CIFAR networks of He et al. 2015 (section 4.2), thinner; raises `CourseError` for other depths"
+    "After the CIFAR networks of He et al. 2015 (section 4.2), thinner; raises `CourseError` for other depths"
     n, rest = divmod(depth-2, 6)
     if rest or n < 1: raise CourseError(f'deep_net: depth {depth} is not 6n+2. Expected 8, 14, 20, …, 56')
     widths = [nf]*n + [2*nf]*n + [4*nf]*n
@@ -127,19 +131,15 @@ def deep_net(
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*nf, n_out)
     return nn.Sequential(conv_layer(ni, nf, stride=2), *blocks, *head)
 
-# %% ../nbs/01_mnist_resnet.ipynb #0cf98f2a
+# %% ../nbs/01_mnist_resnet.ipynb #876bab59
 def fit_deep(
-    dls,             # DataLoaders
-    depth:int,       # 6n+2
-    skip:bool,       # residual or plain?
-    epochs:int,      # passes over `dls.train`
-    seed:int,        # for the weights and the order
-    lr:float=1e-2    # highest rate
+    dls, depth:int, skip:bool, # DataLoaders; 6n+2; residual or plain?
+    epochs:int, seed:int       # passes over `dls.train`; for the weights and the order
 ): # (the trained model, the smoothed training loss after each batch)
     "Train one deep network in silence"
     seed_everything(seed)
     learn = course_learner(dls, deep_net(depth, skip))
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-2)
     return learn.model, [float(o) for o in learn.recorder.losses]
 
 # %% ../nbs/01_mnist_resnet.ipynb #020d79e8
@@ -197,9 +197,9 @@ def res_block(
     merge = [MergeLayer(dense)] if dense else [MergeLayer(), nn.ReLU()]
     return SequentialEx(conv_layer(nf, nh), conv_layer(nh, nf, act=dense, zero=not dense), *merge)
 
-# %% ../nbs/01_mnist_resnet.ipynb #3a036931
+# %% ../nbs/01_mnist_resnet.ipynb #1421738e
 class DenseLayer(nn.Module):
-    "Adds `k` channels to those that come in (Huang et al. 2016, section 3)"
+    "Adds `k` channels to those that come in (Huang et al. 2016, section 3; theirs has the norm before the convolution)"
     def __init__(self,
         ni:int, # channels in
         k:int   # channels added
@@ -208,11 +208,11 @@ class DenseLayer(nn.Module):
         self.conv = conv_layer(ni, k)
     def forward(self, x): return torch.cat([x, self.conv(x)], dim=1) # (n, ni+k, h, w)
 
-# %% ../nbs/01_mnist_resnet.ipynb #effcc97a
+# %% ../nbs/01_mnist_resnet.ipynb #689aac77
 def transition(
     ni:int, # channels in
     nf:int  # channels out
-): # (n, ni, h, w) → (n, nf, h/2, w/2)
+): # (n, ni, h, w) → (n, nf, ⌈h/2⌉, ⌈w/2⌉)
     "From one dense block to the next: fewer channels, half the grid (Huang et al. 2016, section 3)"
     return nn.Sequential(conv_layer(ni, nf, ks=1), nn.AvgPool2d(2, ceil_mode=True))
 
@@ -340,11 +340,12 @@ answers = { # name → function of (cfg, seed) that gives figures
     'a tenth of the rate': _deep(lr=.1),
 }
 
-# %% ../nbs/01_mnist_resnet.ipynb #92d8d6e5
+# %% ../nbs/01_mnist_resnet.ipynb #8ae0cebb
 def train(
     cfg # the lesson's settings
 ):      # the trained Learner
-    "Train the lesson's ResNet; what `course train 01` runs"
+    "Train the lesson's ResNet; what `course train 01` runs, in one process"
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise CourseError('lesson 01 trains in one process. Start it without torchrun')
     seed_everything(cfg.seed)
     learn = course_learner(mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs), resnet_ish())
     learn.fit_one_cycle(cfg.epochs_deep, cfg.lr_deep)

@@ -50,12 +50,12 @@ def _build(make, dest):
     finally:
         for o in dest.parent.glob(f'.{dest.name}-*'): shutil.rmtree(o, ignore_errors=True)
 
-# %% ../nbs/00a_samples.ipynb #6510f3cf
+# %% ../nbs/00a_samples.ipynb #b53818ab
 def make_sample(
     name:str,       # a name in `samples`
     home:Path=None  # the folder that holds the samples; None: `sample` under `data_home()`
 ) -> Path:          # the sample's folder
-    "Build an embedded sample if it is missing, damaged or out of date; safe to call from many processes at once"
+    "Build an embedded sample if it is missing, incomplete or out of date; safe to call from many processes at once"
     if name not in samples: raise CourseError(f"There is no sample {name!r}. Expected one of {', '.join(samples)}")
     home = Path(home or data_home()/'sample')
     dest, make = home/name, samples[name]
@@ -88,13 +88,13 @@ def digit_image(
     res.paste(small.resize((20,20), Image.Resampling.BICUBIC), (4,4))
     return res
 
-# %% ../nbs/00a_samples.ipynb #9ff23a0e
+# %% ../nbs/00a_samples.ipynb #1f4d4f03
 @sample('mnist')
 def make_digits(
     path:Path,        # the folder to fill with `training/<digit>/*.png` and `testing/<digit>/*.png`
     n_valid:int=360   # how many of the last digits are held out
 ):
-    "The UCI digits in MNIST's layout; the writers held out are not among those trained on"
+    "The UCI digits in MNIST's layout; the last writers are held out, but for one whom the cut may divide"
     from sklearn.datasets import load_digits
     d = load_digits()
     for split in ('training', 'testing'):

@@ -13,10 +13,12 @@ nbs = Path(__file__).resolve().parent.parent/'nbs'
 
 def run(nb):
     t0 = time.time()
-    res = subprocess.run([Path(sys.executable).with_name('nbdev-test'), nb], capture_output=True, text=True, cwd=nbs.parent, timeout=1500)
-    ok = res.returncode == 0 and 'Success.' in res.stdout
+    cmd = [Path(sys.executable).with_name('nbdev-test'), nb]
+    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=nbs.parent, timeout=1200)
+    except subprocess.TimeoutExpired as e: ok, said = False, f'stopped after {e.timeout} s\n{e.stdout or ""}'
+    else: ok, said = res.returncode == 0 and 'Success.' in res.stdout, res.stdout
     print(f"{nb.stem:<32} {'ok' if ok else 'FAILED'}  {time.time()-t0:.0f} s", flush=True)
-    if not ok: print(res.stdout + res.stderr, flush=True)
+    if not ok: print(said, flush=True)
     return ok
 
 

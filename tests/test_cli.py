@@ -138,7 +138,7 @@ def test_data_that_is_unknown(capsys):
 
 
 @pytest.mark.parametrize('call', [lambda: cli.data(profile='ful'), lambda: cli.data('mnist', profile='ful'),
-    lambda: cli.answers('01', profile='ful', list_=True), lambda: cli.train('01', profile='ful')], ids=['data', 'data mnist', 'answers', 'train'])
+    lambda: cli.answers('01', profile='ful', only_list=True), lambda: cli.train('01', profile='ful')], ids=['data', 'data mnist', 'answers', 'train'])
 def test_unknown_profile(call, monkeypatch):
     "Refused wherever it is given, with the two that exist"
     monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace(answers={}, train=print))

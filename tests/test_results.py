@@ -89,7 +89,8 @@ def test_answers_mean_and_worst(clone):
     answered([.98, .94, .96])
     assert any(o[1].startswith('CNN, 3 epochs, 3 seeds') and o[4] == '0.9600 (0.9400)' for o in results_rows()[0])
     table = answers_table(lesson, ['CNN, 3 epochs', 'not run'], ['accuracy', 'valid_loss']).splitlines()
-    assert len(table) == 3 and '| 0.9600 (0.9400) | 0.0400 (0.0600) | 3 | full | 1.5 |' in table[2]
+    assert len(table) == 4 and table[3].startswith('| not run | not run yet |')
+    assert '| 0.9600 (0.9400) | 0.0400 (0.0600) | 3 | full | 1.5 |' in table[2]
 
 
 @pytest.mark.parametrize('how', [dict(n=1000), dict(epochs=1), dict(profile='sample', n=1797)])

@@ -35,7 +35,7 @@ def start(tmp_path):
     "Start a script in a process of its own, and end it with the test"
     procs = []
     def _f(code, *args):
-        f = tmp_path/'script.py'
+        f = tmp_path/f'script{len(procs)}.py' # one each: a process must not read what another is just being written
         f.write_text(code)
         procs.append(subprocess.Popen([sys.executable, f, *map(str, args)], stdout=subprocess.PIPE, text=True))
         return procs[-1]
