@@ -24,6 +24,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.cli.data': ('cli.html#data', 'course_lib/cli.py'),
                                 'course_lib.cli.data_report': ('cli.html#data_report', 'course_lib/cli.py'),
                                 'course_lib.cli.doctor': ('cli.html#doctor', 'course_lib/cli.py'),
+                                'course_lib.cli.embed_pictures': ('cli.html#embed_pictures', 'course_lib/cli.py'),
                                 'course_lib.cli.execute': ('cli.html#execute', 'course_lib/cli.py'),
                                 'course_lib.cli.explain_error': ('cli.html#explain_error', 'course_lib/cli.py'),
                                 'course_lib.cli.find_notebook': ('cli.html#find_notebook', 'course_lib/cli.py'),
