@@ -135,7 +135,7 @@ def settings_files() -> list[Path]: # the course's own, then the nearest one abo
         if '[course]' in p.read_text(encoding='utf-8', errors='replace') and _parse_ini(p).has_section('course'): return [own, p]
     return [own]
 
-# %% ../nbs/00_core.ipynb #f0cce5a1
+# %% ../nbs/00_core.ipynb #53408c85
 def _check_section(path, section, names):
     if section in ('course', 'keys'): return
     lesson, _, prof = section.partition('.')
@@ -156,7 +156,9 @@ def _read_section(path, cp, section, kinds):
 def read_settings() -> dict: # section → {key: value}
     "All settings in force, checked; raises `CourseError` with file, section, key and what was expected"
     files, names, res = settings_files(), lessons(), {}
-    kinds = dict(_parse_ini(files[0])['keys'])
+    own = _parse_ini(files[0])
+    if not own.has_section('keys'): raise CourseError(f'{files[0]}: the section [keys] is missing. Bring it back: it says what settings mean')
+    kinds = dict(own['keys'])
     for p in files:
         cp = _parse_ini(p)
         for s in cp.sections():
@@ -164,14 +166,14 @@ def read_settings() -> dict: # section → {key: value}
             if s != 'keys': res.setdefault(s, {}).update(_read_section(p, cp, s, kinds))
     return res
 
-# %% ../nbs/00_core.ipynb #bc0f825a
+# %% ../nbs/00_core.ipynb #0c73c5ff
 def active_profile(
     profile:str=None # asked for by name; None: whatever is in force
 ) -> str:            # `sample` or `full`
     "The profile in force: `profile`, or `COURSE_PROFILE`, or the settings file's; raises `CourseError` for any other"
     env = os.environ.get('COURSE_PROFILE')
     s, where = (profile, 'the profile asked for') if profile else (env, 'COURSE_PROFILE') if env else ('', '')
-    if not where: return read_settings()['course']['profile']
+    if not where: return read_settings().get('course', {}).get('profile', 'sample')
     if s in ('sample', 'full'): return s
     raise CourseError(f"{where} is {s!r}, and there are two profiles: sample (embedded data, minutes on a laptop) "
                       "and full (the lecture's dataset and schedule). Use one of them")
@@ -191,12 +193,12 @@ def lesson_settings(
                               f"It has {', '.join(cfg)}")
     return AttrDict({**cfg, **changed, 'lesson': lesson, 'profile': prof})
 
-# %% ../nbs/00_core.ipynb #454ac807
+# %% ../nbs/00_core.ipynb #7d9056a0
 def default_device(): # torch.device
     "The device to train on: `COURSE_DEVICE`, the setting `device`, or the best there is; `CourseError` if absent"
     import torch
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    want = os.environ.get('COURSE_DEVICE') or read_settings()['course'].get('device', 'auto')
+    want = os.environ.get('COURSE_DEVICE') or read_settings().get('course', {}).get('device', 'auto')
     if want == 'auto': return torch.device(next(k for k,v in have.items() if v))
     if have.get(want): return torch.device(want)
     raise CourseError(f"The device {want!r} was asked for (COURSE_DEVICE, or device in settings.ini) and is not here. "

@@ -245,7 +245,7 @@ def filter_direction(
     g = torch.Generator().manual_seed(seed)
     return [like_filters(p, g) for p in model.parameters()]
 
-# %% ../nbs/01_mnist_resnet.ipynb #c62ba65f
+# %% ../nbs/01_mnist_resnet.ipynb #8ae89e09
 @torch.no_grad()
 def loss_surface(
     model:nn.Module, # a trained network; unchanged afterwards
@@ -254,6 +254,7 @@ def loss_surface(
     span:float=1.    # how far to walk, in filter lengths
 ) -> np.ndarray:     # (n, n) cross entropies
     "The loss over two filter-normalised directions around a trained network"
+    if n % 2 == 0: raise CourseError(f'loss_surface: n = {n} has no middle. Expected an odd number of points')
     model.eval()
     ps, ds = list(model.parameters()), [filter_direction(model, s) for s in (1, 2)]
     start, res, steps = [p.detach().clone() for p in ps], np.zeros((n, n)), np.linspace(-span, span, n)

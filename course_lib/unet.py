@@ -7,10 +7,11 @@ __all__ = ['spread', 'transposed_conv', 'phase_variance', 'icnr_', 'Hook', 'Hook
            'before_it_shrinks', 'norm_conv', 'ShuffleUp', 'SelfAttention', 'UnetBlock', 'LastCross', 'unet_blocks',
            'Unet']
 
-# %% ../nbs/02_unet_segmentation.ipynb #2082ff08
+# %% ../nbs/02_unet_segmentation.ipynb #6681d0f8
 import weakref
 from .core import CourseError
 import torch
+from fastcore.basics import patch
 from torch import nn
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -190,7 +191,7 @@ def unet_blocks(
         ni = res[-1].nf
     return res
 
-# %% ../nbs/02_unet_segmentation.ipynb #e7c01f6d
+# %% ../nbs/02_unet_segmentation.ipynb #3fe2b3db
 class Unet(nn.Module):
     "A U-Net on any encoder (Ronneberger et al. 2015), built the way fastai builds its `DynamicUnet`"
     def __init__(self,
@@ -214,12 +215,14 @@ class Unet(nn.Module):
         self.hooks = Hooks(encoder[c] for c in cuts)
         weakref.finalize(self, self.hooks.remove)
 
-    def forward(self, x):
-        h = self.middle(self.encoder(x))
-        for block,hook in zip(self.blocks, self.hooks): h = block(h, hook.stored)
-        h = self.up(h)
-        if h.shape[-2:] != x.shape[-2:]: h = F.interpolate(h, x.shape[-2:])
-        h = self.head(self.last(h, x))
-        if self.y_range is None: return h
-        lo, hi = self.y_range
-        return torch.sigmoid(h)*(hi-lo) + lo
+# %% ../nbs/02_unet_segmentation.ipynb #15204607
+@patch
+def forward(self:Unet, x): # (n, 3, h, w) → (n, n_out, h, w)
+    "Down through the encoder, up through the blocks, and the pixels at the end"
+    h = self.middle(self.encoder(x))
+    for block,hook in zip(self.blocks, self.hooks): h = block(h, hook.stored)
+    h = self.up(h)
+    if h.shape[-2:] != x.shape[-2:]: h = F.interpolate(h, x.shape[-2:])
+    h = self.head(self.last(h, x))
+    lo, hi = self.y_range or (0, 0)
+    return torch.sigmoid(h)*(hi-lo) + lo if self.y_range else h
