@@ -443,7 +443,7 @@ def _usage():
     lines = [f"  {k:<9} {f.__doc__}" for k,f in commands.items()]
     return 'usage: course COMMAND [options]\n\n' + '\n'.join(lines) + '\n\ncourse COMMAND --help says more.'
 
-# %% ../nbs/90_cli.ipynb #8b787784
+# %% ../nbs/90_cli.ipynb #59b3e85a
 def course():
     "The entry point of the command line"
     name = sys.argv[1] if len(sys.argv) > 1 else '--help'
@@ -456,4 +456,7 @@ def course():
     try: code = f(*args, **kwargs)
     except CliError as e: raise SystemExit(f'course {name}: {e}') from None
     except KeyboardInterrupt: code = 130
+    except BrokenPipeError: # whoever read, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     raise SystemExit(code if isinstance(code, int) else 0)

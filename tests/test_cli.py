@@ -101,6 +101,14 @@ def test_ctrl_c(nbs, tmp_path):
     assert 'died' not in out and not (tmp_path/'out'/'03_last.ipynb').exists()
 
 
+def test_reader_leaves():
+    "`course results | head -1` ends without a traceback"
+    code = 'from course_lib.cli import course; course()'
+    p = subprocess.Popen([sys.executable, '-u', '-c', code, 'results'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.close()
+    assert 'Traceback' not in p.stderr.read() and p.wait() == 0
+
+
 def test_help_lists_commands(course):
     for args in (['--help'], []):
         res = course(*args)
