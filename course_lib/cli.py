@@ -8,13 +8,13 @@ __all__ = ['commands', 'LiveLine', 'bar', 'find_notebook', 'explain_error', 'ker
            'results_rows', 'readme_with', 'results', 'lesson_module', 'answers', 'train', 'memory_gb', 'data_report',
            'weights_at_hand', 'doctor', 'course']
 
-# %% ../nbs/90_cli.ipynb #60f7f37e
+# %% ../nbs/90_cli.ipynb #d3423225
 import base64, copy, importlib, json, os, re, shutil, signal, sys, tempfile, textwrap, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
 from .core import (CourseError, active_profile, clone_root, default_device, device_name, expected_minutes,
-    find_lesson, header, lesson_settings, lessons, load_answers, load_results, read_settings, runs_home, save_answer,
+    find_lesson, header, lesson_settings, lessons, load_answers, load_results, md_rows, read_settings, runs_home, save_answer,
     settings_files, tell_path, versions, write_atomic)
 
 # %% ../nbs/90_cli.ipynb #a5349db7
@@ -324,18 +324,14 @@ def _mean_worst(a, key):
     vals = [o[key] for o in a['rows']]
     return f'{sum(vals)/len(vals):.4f} ({min(vals):.4f})'
 
-# %% ../nbs/90_cli.ipynb #b9b15b61
+# %% ../nbs/90_cli.ipynb #81631b23
 _head = ['lesson', 'figure', 'lecture', 'ours, sample', 'ours, full']
-
-def _markdown(rows):
-    line = ['---', '---', '---:', '---:', '---:']
-    return '\n'.join('| ' + ' | '.join(o) + ' |' for o in [_head, line, *rows])
 
 def readme_with(
     text:str # README.md as it is
 ) -> str:
     "The README with the table of kept results between its two markers"
-    table = _markdown(results_rows(kept_only=True)[0])
+    table = md_rows(results_rows(kept_only=True)[0], _head, ['---', '---', '---:', '---:', '---:'])
     res, n = re.subn(r'(<!-- results -->)\n.*?(<!-- /results -->)', lambda m: f'{m[1]}\n{table}\n{m[2]}', text, flags=re.S)
     if n != 1: raise CourseError('README.md: expected one pair of the lines <!-- results --> and <!-- /results -->')
     return res

@@ -6,8 +6,8 @@
 __all__ = ['colors', 'CourseError', 'clone_root', 'course_file', 'data_home', 'runs_home', 'tell_path', 'write_atomic', 'lessons',
            'find_lesson', 'parse_value', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings',
            'default_device', 'device_name', 'seed_everything', 'run_kind', 'versions', 'dataset_size', 'record',
-           'results_folders', 'load_results', 'answers_files', 'save_answer', 'load_answers', 'answers_table',
-           'expected_minutes', 'header', 'use_style', 'to_array', 'show_images', 'md_table', 'folded']
+           'results_folders', 'load_results', 'answers_files', 'save_answer', 'load_answers', 'md_rows',
+           'answers_table', 'expected_minutes', 'header', 'use_style', 'to_array', 'show_images', 'md_table', 'folded']
 
 # %% ../nbs/00_core.ipynb #8934f070
 import configparser, json, os, platform, random, subprocess, time, tomllib, warnings
@@ -328,13 +328,24 @@ def load_answers(
     files = [Path(file)] if file else answers_files(lesson)
     return {k: v for p in files if p.exists() for k,v in json.loads(p.read_text(encoding='utf-8')).items()}
 
-# %% ../nbs/00_core.ipynb #b9b2f539
+# %% ../nbs/00_core.ipynb #902e2f3b
 def _stats(rows, key, fmt):
     if key not in rows[0]: return ''
     vals = [o[key] for o in rows]
     worst = (max if any(s in key for s in ('loss', 'error', 'seconds')) else min)(vals)
     return format(np.mean(vals), fmt) + (f' ({format(worst, fmt)})' if len(vals) > 1 else '')
 
+# %% ../nbs/00_core.ipynb #d0008a18
+def md_rows(
+    rows:list,      # lists of cells; short ones are filled up
+    head:list,      # the names of the columns
+    align:list=None # `---` or `---:` for each column; None: all to the left
+) -> str:
+    "A table in markdown"
+    fill = lambda o: [*map(str, o), *['']*(len(head)-len(o))]
+    return '\n'.join('| ' + ' | '.join(fill(o)) + ' |' for o in [head, align or ['---']*len(head), *rows])
+
+# %% ../nbs/00_core.ipynb #adab1715
 def answers_table(
     lesson:str,    # name of the lesson
     names:list,    # experiments, in the order of the rows
@@ -348,8 +359,7 @@ def answers_table(
     row = lambda k: [*(_stats(got[k]['rows'], c, fmt) for c in cols), *tail(got[k])] if k in got else ['not run yet']
     rows = [[k, *row(k)] for k in names]
     head = ['experiment', *cols, 'seeds', 'run', 'minutes, all seeds', 'device']
-    fill = lambda o: [*map(str, o), *['']*(len(head)-len(o))]
-    return '\n'.join('| ' + ' | '.join(fill(o)) + ' |' for o in [head, ['---']*len(head), *rows])
+    return md_rows(rows, head)
 
 # %% ../nbs/00_core.ipynb #bb75ef72
 def expected_minutes(
@@ -436,14 +446,14 @@ def show_images(
     if suptitle: fig.suptitle(suptitle, fontsize=11)
     return fig
 
-# %% ../nbs/00_core.ipynb #1cb638ab
+# %% ../nbs/00_core.ipynb #67c41ea9
 def md_table(
     rows:list, # lists of cells
     head:list  # the names of the columns
 ): # a markdown object that a notebook shows as a table
     "Rows as a table in the notebook"
     from IPython.display import Markdown
-    return Markdown('\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in [head, ['---']*len(head), *rows]))
+    return Markdown(md_rows(rows, head))
 
 # %% ../nbs/00_core.ipynb #d086c43f
 def folded(
