@@ -288,12 +288,12 @@ def data(
     line.done(text_table(rows, ['name', 'files', 'size', 'where', 'licence']) if rows else '')
     return bad
 
-# %% ../nbs/90_cli.ipynb #a1516ade
+# %% ../nbs/90_cli.ipynb #3c3a0a08
 def _current(res):
     cfg = lesson_settings(res['lesson'], res['kind'])
-    return all(res['settings'].get(k) == v for k,v in cfg.items() if k not in ('device', 'profile'))
+    return all(res['settings'].get(k) == v for k,v in cfg.items() if k not in ('device', 'profile', 'pretrained'))
 
-# %% ../nbs/90_cli.ipynb #36ce0aef
+# %% ../nbs/90_cli.ipynb #4d9c6b5f
 def results_rows(
     kept_only:bool=False # leave this machine's own runs out
 ) -> tuple[list, list]:  # rows (lesson, figure, lecture, ours sample, ours full), and notes on other runs
@@ -307,18 +307,23 @@ def results_rows(
             lecture = f"{les.reported[k]:.4f}" if k in les.reported else '–'
             rows.append([name.split('_')[0], title, lecture, show('sample', k), show('full', k)])
         kept = load_answers(name)
-        rows += [_answer_row(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] == 'full']
+        rows += [_answer_row(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] != 'reduced']
         notes += [_note(o) for o in got if o['kind'] == 'reduced' or not _current(o)]
+        notes += [_answer_note(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] == 'reduced']
     return rows, notes
 
-# %% ../nbs/90_cli.ipynb #446a76e1
+# %% ../nbs/90_cli.ipynb #5bfad7d4
 def _note(o):
     if o['kind'] != 'reduced': return f"{o['lesson']}: a {o['kind']} run from other settings lies in {o['file'].name} and is not shown"
     figures = ', '.join(f'{k} {v:.4f}' for k,v in o['figures'].items())
     return f"{o['lesson']}, reduced run ({o['n']:,} of {o['N']:,} items, {o['device']}): {figures}"
 
 def _answer_row(lesson, name, a):
-    return [lesson.split('_')[0], f"{name}, {len(a['seeds'])} seeds: mean (worst)", '–', '–', _mean_worst(a, 'accuracy')]
+    cols = [_mean_worst(a, 'accuracy') if a['kind'] == o else '–' for o in ('sample', 'full')]
+    return [lesson.split('_')[0], f"{name}, {len(a['seeds'])} seed{'s' if len(a['seeds']) > 1 else ''}: mean (worst)", '–', *cols]
+
+def _answer_note(lesson, name, a):
+    return f"{lesson}, reduced: {name}: accuracy {_mean_worst(a, 'accuracy')}, {len(a['seeds'])} seeds, {a['device']}"
 
 def _mean_worst(a, key):
     vals = [o[key] for o in a['rows']]
@@ -362,19 +367,22 @@ def _seen(cfg):
     from course_lib.data import count_files, dataset, get_data
     return sum(count_files(get_data(cfg.dataset, cfg.profile), dataset(cfg.dataset)[cfg.profile]['layout']).values())
 
-# %% ../nbs/90_cli.ipynb #1eed642f
+# %% ../nbs/90_cli.ipynb #7f61eecd
 @call_parse
 def answers(
     lesson:str,       # The lesson, such as 01
     *names:str,       # Experiments (default: all that are not kept yet)
     profile:str=None, # sample or full (default: settings.ini, or COURSE_PROFILE)
     seeds:int=3,      # How many seeds, from 1 on
-    only_list:bool=False # Only list the experiments
+    only_list:bool=False, # Only list the experiments
+    keep:bool=False       # Keep them in results/answers although the run is not a full one; for maintainers
 ):
     "Run a lesson's experiments over several seeds and keep the numbers in results/answers"
-    fns, cfg = lesson_module(lesson).answers, lesson_settings(lesson, profile)
-    same = lambda old: all(old.get(k) == v for k,v in cfg.items() if k not in ('device', 'seed'))
-    kept = {k for k,v in load_answers(lesson).items() if same(v['settings'])}
+    cfg, mod = lesson_settings(lesson, profile), lesson_module(lesson)
+    fns = {**mod.answers, **(getattr(mod, 'answers_full', {}) if cfg.profile == 'full' else {})}
+    own = lambda k: type(cfg)({**cfg, **getattr(fns[k], 'changed', {})}) # an experiment may change settings
+    same = lambda k, old: all(old.get(s) == v for s,v in own(k).items() if s not in ('device', 'seed'))
+    kept = {k for k,v in load_answers(lesson).items() if k in fns and same(k, v['settings'])}
     bad = set(names) - set(fns)
     if bad: raise CourseError(f"lesson {lesson} has no experiment {', '.join(sorted(bad))}. It has: {'; '.join(fns)}")
     if only_list: return print('\n'.join(f"{k}{'  (kept)' if k in kept else ''}" for k in fns))
@@ -382,9 +390,9 @@ def answers(
     for name in names or [o for o in fns if o not in kept]:
         rows, t0 = [], time.time()
         for s in range(1, seeds+1):
-            rows.append(fns[name](cfg, s))
+            rows.append(fns[name](own(name), s))
             print(f"{name}, seed {s}: " + ', '.join(f'{k} {v:.4f}' for k,v in rows[-1].items()), flush=True)
-        save_answer(lesson, name, rows, cfg, n, list(range(1, seeds+1)), time.time()-t0)
+        save_answer(lesson, name, rows, own(name), n, list(range(1, seeds+1)), time.time()-t0, keep=keep)
 
 # %% ../nbs/90_cli.ipynb #493a2e1b
 @call_parse

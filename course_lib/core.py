@@ -295,7 +295,7 @@ def answers_files(
     root, name = clone_root(), f"{find_lesson(lesson).split('_')[0]}.json"
     return [o/'answers'/name for o in (runs_home(), *([root/'results'] if root else []))]
 
-# %% ../nbs/00_core.ipynb #5ab9bded
+# %% ../nbs/00_core.ipynb #a70218c6
 def save_answer(
     lesson:str,     # name of the lesson
     name:str,       # name of the experiment
@@ -304,12 +304,13 @@ def save_answer(
     n:int,          # items of the dataset seen
     seeds:list[int],# the seeds, in the order of the rows
     seconds:float,  # how long all of it took
-    file:Path=None  # None: see `answers_files`
+    file:Path=None, # None: see `answers_files`
+    keep:bool=False # keep it with the full ones, though it is none
 ) -> dict:
     "Put one experiment's rows into the lesson's answers, beside the others"
     N = dataset_size(cfg['dataset'], cfg['profile'])
     kind = run_kind(cfg, n, N)
-    file = Path(file or answers_files(lesson)[-1 if kind == 'full' else 0])
+    file = Path(file or answers_files(lesson)[-1 if kind == 'full' or keep else 0])
     device = default_device()
     new = dict(kind=kind, rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
                minutes=round(seconds/60, 1), device=device_name(device), device_kind=device.type, versions=versions())

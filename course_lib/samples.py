@@ -124,21 +124,21 @@ def cut_patches(
     for y in range(0, im.height-sz+1, step):
         for x in range(0, im.width-sz+1, step): yield y, x, im.crop((x, y, x+sz, y+sz))
 
-# %% ../nbs/00a_samples.ipynb #42c33a1d
+# %% ../nbs/00a_samples.ipynb #020f05e4
 @sample('photos')
 def make_photos(
-    path:Path,   # the folder to fill with `train/<photo>/*.png` and `valid/<photo>.png`
-    n_max:int=36 # patches that one photograph gives at most, evenly over it
+    path:Path,   # the folder to fill: `train/<photo>/*.png`, `valid/<photo>.png` and `valid/<photo>/*.png`
+    n_max:int=36 # patches that one training photograph gives at most, evenly over it
 ):
-    "Patches of the training photographs, and the held-out photographs whole"
+    "Patches of the training photographs; the held-out photographs whole, and in patches side by side"
     for name,(f,held_out) in photo_sources().items():
-        folder = path/'valid' if held_out else path/'train'/name
+        folder = path/('valid' if held_out else 'train')/name
         folder.mkdir(parents=True, exist_ok=True)
         with Image.open(f) as im: im = im.convert('RGB')
-        if held_out: im.save(folder/f'{name}.png')
-        else:
-            patches = list(cut_patches(im))
-            for y,x,o in patches[::-(-len(patches)//n_max)]: o.save(folder/f'{y:04d}-{x:04d}.png')
+        if held_out: im.save(folder.with_suffix('.png'))
+        patches = list(cut_patches(im, step=128 if held_out else 96))
+        n = len(patches) if held_out else n_max
+        for y,x,o in patches[::-(-len(patches)//n)]: o.save(folder/f'{y:04d}-{x:04d}.png')
 
 # %% ../nbs/00a_samples.ipynb #0229ee16
 _ones = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen '

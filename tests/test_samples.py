@@ -157,7 +157,7 @@ def test_photos():
     path = make_sample('photos')
     train, valid = {o.name for o in (path/'train').iterdir()}, {o.stem for o in (path/'valid').iterdir()}
     assert len(train) == 6 and len(valid) == 3 and not train & valid
-    corners = Counter(Image.open(f).convert('RGB').crop((0, 0, 128, 128)).tobytes() for f in path.rglob('*.png'))
+    corners = Counter(Image.open(f).convert('RGB').tobytes() for f in path.glob('*/*/*.png'))
     assert max(corners.values()) == 1
 
 

