@@ -230,7 +230,7 @@ def seed_everything(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     if deterministic: torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
-# %% ../nbs/00_core.ipynb #4c8050ff
+# %% ../nbs/00_core.ipynb #fabfc710
 def run_kind(
     cfg:dict, # the settings the run used
     n:int,    # items of the dataset it saw, training and validation
@@ -239,7 +239,8 @@ def run_kind(
     "`sample`, `full` or `reduced`"
     if cfg['profile'] == 'sample': return 'sample'
     lecture = lessons()[cfg['lesson']].lecture
-    return 'full' if n == N and all(cfg.get(k) == v for k,v in lecture.items()) else 'reduced'
+    same = lambda k, v: cfg.get(k) in v if isinstance(v, list) else cfg.get(k) == v # a list: any of these
+    return 'full' if n == N and all(same(k, v) for k,v in lecture.items()) else 'reduced'
 
 # %% ../nbs/00_core.ipynb #eb42d540
 def versions() -> dict:
@@ -295,7 +296,7 @@ def answers_files(
     root, name = clone_root(), f"{find_lesson(lesson).split('_')[0]}.json"
     return [o/'answers'/name for o in (runs_home(), *([root/'results'] if root else []))]
 
-# %% ../nbs/00_core.ipynb #a70218c6
+# %% ../nbs/00_core.ipynb #40518d0b
 def save_answer(
     lesson:str,     # name of the lesson
     name:str,       # name of the experiment
@@ -310,7 +311,9 @@ def save_answer(
     "Put one experiment's rows into the lesson's answers, beside the others"
     N = dataset_size(cfg['dataset'], cfg['profile'])
     kind = run_kind(cfg, n, N)
-    file = Path(file or answers_files(lesson)[-1 if kind == 'full' or keep else 0])
+    runs, kept = answers_files(lesson)[0], answers_files(lesson)[-1]
+    has_full = kept.exists() and json.loads(kept.read_text(encoding='utf-8')).get(name, {}).get('kind') == 'full'
+    file = Path(file or (kept if kind == 'full' or keep and not has_full else runs))
     device = default_device()
     new = dict(kind=kind, rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
                minutes=round(seconds/60, 1), device=device_name(device), device_kind=device.type, versions=versions())

@@ -79,9 +79,9 @@ def test_keep_needs_a_clone(monkeypatch):
     with pytest.raises(CourseError, match='clone'): results(keep=True)
 
 
-def answered(accs, n=N, profile='full', name='CNN, 3 epochs', **changed):
+def answered(accs, n=N, profile='full', name='CNN, 3 epochs', keep=False, **changed):
     rows = [dict(accuracy=a, valid_loss=1-a) for a in accs]
-    return save_answer(lesson, name, rows, lesson_settings(lesson, profile, **changed), n, list(range(1, len(accs)+1)), 90.)
+    return save_answer(lesson, name, rows, lesson_settings(lesson, profile, **changed), n, list(range(1, len(accs)+1)), 90., keep=keep)
 
 
 def test_answers_mean_and_worst(clone):
@@ -95,9 +95,27 @@ def test_answers_mean_and_worst(clone):
 
 @pytest.mark.parametrize('how', [dict(n=1000), dict(epochs=1), dict(profile='sample', n=1797)])
 def test_answers_that_are_not_full(clone, how):
-    "The column of full results takes no answer from a part of the data or from the sample"
+    "The column of full results takes no answer from a part of the data or from the sample; a reduced one is a note"
     answered([.99, .98], **how)
-    assert not any('seeds' in o[1] for o in results_rows()[0])
+    rows = [o[3:] for o in results_rows()[0] if 'seeds' in o[1]]
+    sample = how.get('profile') == 'sample'
+    assert rows == ([['0.9850 (0.9800)', '–']] if sample else [])
+    assert sample or any('reduced' in o and '0.9850 (0.9800)' in o for o in results_rows()[1])
+
+
+def test_kept_though_not_full(clone):
+    "A maintainer may keep what is not full, but never in the place of what is"
+    answered([.91], profile='sample', n=1797, keep=True)
+    assert load_answers(lesson, clone/'results'/'answers'/'01.json')['CNN, 3 epochs']['kind'] == 'sample'
+    answered([.99])
+    answered([.92], profile='sample', n=1797, keep=True)
+    assert load_answers(lesson, clone/'results'/'answers'/'01.json')['CNN, 3 epochs']['kind'] == 'full'
+
+
+def test_one_of_several_settings():
+    "The lecture's setting may be any of a list: pretrained weights were asked for, and were there"
+    cfg = lesson_settings('02', 'full')
+    for v,kind in (('auto', 'full'), ('yes', 'full'), ('no', 'reduced')): assert run_kind({**cfg, 'pretrained': v}, 1402, 1402) == kind
 
 
 def test_answers_beside_each_other(clone):

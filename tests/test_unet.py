@@ -1,14 +1,16 @@
-"What lesson 02's module promises: files, masks, metrics, the network, memory, weights"
-import pickle, shutil, warnings
+"What lesson 02's modules promise: files, masks, metrics, the network, memory, weights"
+import copy, gc, pickle, shutil
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
 from course_lib.core import AttrDict, CourseError, lesson_settings
 from course_lib.data import full_data, get_data, segnet_layout
-from course_lib.unet import (Hooks, MeanIoU, SceneLoss, Unet, acc_camvid, bs_that_fits, card_bs, check_masks, class_iou, commonest, confusion,
-    fit_stage, imagenet_weights, make_unet, mask_file, paint, picture_bytes, scene_dls, scene_files, scene_size, segmenter,
-    small_encoder, tell_memory, torchvision_encoder, unet_groups)
+from course_lib import segment
+from course_lib.models import bs_that_fits, card_bs, imagenet_weights, picture_bytes, tell_memory, torchvision_encoder
+from course_lib.segment import (MeanIoU, SceneLoss, acc_camvid, check_masks, class_iou, commonest, confusion, fit_scenes, mask_file, paint,
+    scene_codes, scene_dls, scene_files, scene_size, segmenter)
+from course_lib.unet import Hooks, SelfAttention, Unet, fit_stage, make_unet, norm_conv, small_encoder, unet_groups
 
 codes = 'Sky Building Road Void'.split()
 
@@ -54,13 +56,33 @@ def test_no_valid_list(path):
     with pytest.raises(CourseError, match='no valid.txt'): scene_files(path)
 
 
+@pytest.mark.parametrize('name', ['train', 'valid'])
+def test_empty_list(path, name):
+    (path/f'{name}.txt').write_text('\n')
+    with pytest.raises(CourseError, match=f'{name}.txt: empty'): scene_files(path)
+
+
+def test_in_both_lists(path):
+    with open(path/'valid.txt', 'a') as f: f.write('a.png\n')
+    with pytest.raises(CourseError, match='a.png is listed twice'): scene_files(path)
+
+
+def test_names_with_blanks(tmp_path):
+    assert names(scene_files(scenes(tmp_path/'s', train=('a b', 'c'), valid=('d e',))))['train'] == ['a b', 'c']
+
+
+def test_codes_without_void(path):
+    (path/'codes.txt').write_text('Sky\nRoad\n')
+    with pytest.raises(CourseError, match='no class is called Void'): scene_codes(path)
+
+
 @pytest.mark.parametrize('value', [4, 255])
 def test_mask_outside_the_codes(path, value):
     "Found by the loaders, before anything trains: file, value, codes"
     f = path/'labels'/'e_P.png'
     a = np.array(Image.open(f)); a[7, 9] = value
     Image.fromarray(a).save(f)
-    with pytest.raises(CourseError, match=f'e_P.png: a pixel is {value}, and there are 4 codes, 0 .Sky. to 3 .Void.; 1 of 6'):
+    with pytest.raises(CourseError, match=f'e_P.png: a pixel is {value}, and there are 4 codes, 0 .Sky. to 3 .Void.; 1 of 2 masks'):
         scene_dls(path, 2, (24, 32))
 
 
@@ -141,11 +163,13 @@ def test_paint():
     assert paint(torch.arange(32)[None], [f'c{i}' for i in range(32)]).flatten(1).T.unique(dim=0).shape[0] > 25, 'many classes, many colours'
 
 
-@pytest.mark.parametrize('arch,size', [('resnet18', (97, 131)), ('resnet34', (96, 64)), ('mobilenet_v2', (65, 90)), ('small', (50, 70))])
+@pytest.mark.parametrize('arch,size', [('resnet18', (97, 131)), ('resnet18', (360, 480)), ('resnet34', (96, 64)), ('mobilenet_v2', (65, 90)),
+    ('vgg11', (64, 96)), ('small', (50, 70))])
 def test_any_size(arch, size):
     model = Unet(small_encoder() if arch == 'small' else torchvision_encoder(arch), 5, size, bottle=True).eval()
     with torch.no_grad(): assert model(torch.randn(1, 3, *size)).shape == (1, 5, *size)
     with torch.no_grad(): assert model(torch.randn(2, 3, 64, 96)).shape == (2, 5, 64, 96), 'and other sizes later'
+    assert all(o.stored is None for o in model.hooks), 'nothing is held on to between two batches'
 
 
 def test_hooks_go_with_the_model():
@@ -154,8 +178,42 @@ def test_hooks_go_with_the_model():
     count = lambda: sum(len(m._forward_hooks) for m in encoder.modules())
     assert count() == 3
     del model
-    import gc; gc.collect()
+    gc.collect()
     assert count() == 0
+
+
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_hooks_go_with_a_copy(again):
+    twin = again(Unet(small_encoder(), 3, (32, 32)))
+    encoder = twin.encoder
+    assert sum(len(m._forward_hooks) for m in encoder.modules()) == 3
+    del twin
+    gc.collect()
+    assert not sum(len(m._forward_hooks) for m in encoder.modules())
+
+
+def test_vgg_is_fastais():
+    "An encoder whose first cross connection has the whole grid: the same number of tensors, and no doubling too many"
+    from fastai.vision.all import DynamicUnet
+    ours, theirs = Unet(torchvision_encoder('vgg11'), 4, (64, 64)), DynamicUnet(torchvision_encoder('vgg11'), 4, (64, 64))
+    assert [tuple(p.shape) for p in ours.parameters()] == [tuple(p.shape) for p in theirs.parameters()]
+
+
+def test_attention_by_hand():
+    "Each place takes from all others what its query finds in their keys"
+    torch.manual_seed(0)
+    att, x = SelfAttention(16).eval(), torch.randn(1, 16, 2, 3)
+    torch.nn.init.ones_(att.gamma)
+    k, q, v = (f(x.flatten(2))[0] for f in (att.key, att.query, att.value))
+    want = x.flatten(2)[0].clone()
+    for j in range(6):
+        w = torch.stack([k[:, i] @ q[:, j] for i in range(6)]).softmax(0)
+        want[:, j] += sum(w[i]*v[:, i] for i in range(6))
+    assert torch.allclose(att(x).flatten(2)[0], want, atol=1e-5)
+
+
+def test_unknown_norm():
+    with pytest.raises(CourseError, match="'wieght'"): norm_conv(3, 8, norm='wieght')
 
 
 def test_hooks_go_when_interrupted():
@@ -173,7 +231,7 @@ def test_pickled():
 
 
 def test_encoder_that_never_shrinks():
-    with pytest.raises(CourseError, match='never makes the grid'): Unet(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), 2, (16, 16))
+    with pytest.raises(CourseError, match='never makes a grid'): Unet(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), 2, (16, 16))
 
 
 @pytest.mark.parametrize('kw', [dict(norm=None), dict(norm='batch'), dict(norm='weight'), dict(norm='spectral'), dict(blur=True),
@@ -198,20 +256,47 @@ def test_groups():
 def cfg(**kw): return lesson_settings('02', 'sample', **kw)
 
 
-def test_frozen_stage_leaves_the_encoder_alone(path):
-    "With a pretrained encoder its convolutions stand still in the first stage and move in the second; without, they move at once"
-    for had in (True, False):
-        torch.manual_seed(0)
-        model = Unet(small_encoder((8, 8, 16, 16)), 4, (24, 32), norm='batch')
-        learn = segmenter(scene_dls(path, 2, (24, 32), 0), model, codes)
-        conv, seen = model.encoder[1][0][0].weight, []
-        before = conv.detach().clone()
-        with learn.no_bar(), learn.no_logging():
-            if had:
-                learn.freeze(); learn.fit_one_cycle(1, 1e-2)
-                assert torch.equal(conv, before)
-            fit_stage(learn, cfg(), had, 1, 1, 1e-2, slice(1e-3, 1e-2))
-        assert not torch.equal(conv, before)
+@pytest.mark.parametrize('had', [True, False])
+def test_frozen_stage_leaves_the_encoder_alone(path, had):
+    "With a pretrained encoder its convolutions stand still in the first epoch and move in the second; without, they move at once"
+    from fastai.vision.all import Callback
+    torch.manual_seed(0)
+    model = Unet(small_encoder((8, 8, 16, 16)), 4, (24, 32), norm='batch')
+    learn = segmenter(scene_dls(path, 2, (24, 32), 0), model, codes)
+    conv, seen = model.encoder[1][0][0].weight, []
+    before = conv.detach().clone()
+    learn.add_cb(Callback(after_epoch=lambda self=None: seen.append(torch.equal(conv, before))))
+    with learn.no_bar(), learn.no_logging(): fit_stage(learn, cfg(), had, 1, 1, 1e-2, slice(1e-3, 1e-2))
+    assert seen == ([True, False] if had else [False, False])
+
+
+small_run = dict(bs=2, height_small=24, height=32, epochs_open=1, epochs_open_full=1)
+
+
+@pytest.mark.parametrize('kw', [{}, dict(block=segment.ResUnetBlock), dict(block=segment.NoCross, last=segment.NoPixels),
+    dict(block=segment.TransposedBlock, up=segment.transposed_up), dict(void_too=True)])
+def test_experiments_run(tmp_path, monkeypatch, kw):
+    "Each of the answers trains both stages and gives its figures"
+    path = scenes(tmp_path/'s', size=(64, 48))
+    monkeypatch.setattr(segment, 'get_data', lambda *args: path)
+    res = fit_scenes(cfg(**small_run), 1, **kw)
+    assert set(res) == {'accuracy', 'mean_iou', 'baseline'} and all(0 <= v <= 1 for v in res.values())
+
+
+def test_train(tmp_path, monkeypatch):
+    "`course train 02` leaves a model that can be loaded, and refuses torchrun"
+    path = scenes(tmp_path/'s', size=(64, 48))
+    monkeypatch.setattr(segment, 'get_data', lambda *args: path)
+    learn = segment.train(cfg(**small_run))
+    learn.load('02_unet_segmentation')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(CourseError, match='one process'): segment.train(cfg(**small_run))
+
+
+def test_changed_settings_of_an_experiment():
+    "What an experiment changes is what it is recorded with"
+    assert segment.answers['norm = none'].changed == dict(norm='none')
+    assert segment.answers_full['CamVid, encoder pretrained'].changed['pretrained'] == 'yes'
 
 
 def test_memory_is_what_autograd_keeps():
@@ -219,7 +304,14 @@ def test_memory_is_what_autograd_keeps():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
     h, w = 10, 12
     kept = 3 + 4 + 2 # the input of each convolution (the ReLU's result is the second's), and what comes out; 4 bytes each
-    assert picture_bytes(model, (h, w)) == pytest.approx(4*h*w*kept, rel=.01)
+    assert picture_bytes(model, (h, w)) == 4*h*w*kept
+
+
+@pytest.mark.parametrize('norm', ['weight', 'spectral'])
+def test_weights_are_not_pictures(norm):
+    "Weight and spectral norm compute weights anew; they are there once, however many pictures"
+    plain, normed = (Unet(small_encoder((8, 8, 16, 16)), 3, (32, 32), norm=o) for o in (None, norm))
+    assert picture_bytes(normed, (32, 32)) == picture_bytes(plain, (32, 32))
 
 
 def test_measuring_memory_changes_nothing():
@@ -241,7 +333,7 @@ def test_batch_from_memory(capsys):
 
 def test_out_of_memory_is_told():
     model = Unet(small_encoder((8, 8, 16, 16)), 3, (64, 64))
-    with pytest.raises(CourseError, match=r'What would: bs = 4 at 64×64 or bs = 8 at 48×48 or bs = 8 at 32×32. Set bs'):
+    with pytest.raises(CourseError, match=r'What would: bs = 4 at 64×64 or bs = 8 at 48×48 or bs = 8 at 32×32. Set batch'):
         with tell_memory(8, model, (64, 64), memory=10**9): raise torch.OutOfMemoryError('CUDA out of memory')
     with pytest.raises(ValueError, match='else'):
         with tell_memory(8, model, (64, 64)): raise ValueError('something else')
@@ -249,10 +341,10 @@ def test_out_of_memory_is_told():
 
 def test_weights_no_network(monkeypatch, capsys, tmp_path):
     "`auto` says so in one line, `yes` raises, `no` never looks; nothing half-made stays"
-    import course_lib.unet as unet
+    import course_lib.models as models
     def no_network(url, dest, **kw):
         Path(dest).write_bytes(b'half'); raise OSError('no route')
-    monkeypatch.setattr(unet, 'download_url', no_network)
+    monkeypatch.setattr(models, 'download_url', no_network)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
     assert imagenet_weights('resnet18', 'auto') is None
     out = capsys.readouterr().out
@@ -263,8 +355,8 @@ def test_weights_no_network(monkeypatch, capsys, tmp_path):
 
 
 def test_damaged_weights(monkeypatch, tmp_path):
-    import course_lib.unet as unet
-    monkeypatch.setattr(unet, 'download_url', lambda url, dest, **kw: Path(dest).write_bytes(b'not what it should be'))
+    import course_lib.models as models
+    monkeypatch.setattr(models, 'download_url', lambda url, dest, **kw: Path(dest).write_bytes(b'not what it should be'))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
     with pytest.raises(CourseError, match='the file is damaged'): imagenet_weights('resnet18', 'yes')
     assert not [o for o in (tmp_path/'torch').rglob('*') if o.is_file()]

@@ -3,7 +3,7 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
-from course_lib import unet
+from course_lib import models, segment, unet
 from course_lib.core import CourseError, default_device, device_name, record, lesson_settings
 from course_lib.data import get_data, random_crop
 from course_lib.resnet import course_learner, mnist_dls, resnet_ish, simple_cnn
@@ -60,8 +60,8 @@ def test_recorded_as_cuda():
 def scenes_learner(bs, sz, arch='resnet18'):
     path = get_data('camvid12', 'sample')
     codes = (path/'codes.txt').read_text().split()
-    model = unet.Unet(unet.torchvision_encoder(arch), len(codes), sz, bottle=True)
-    return unet.segmenter(unet.scene_dls(path, bs, sz, 1.), model, codes)
+    model = unet.Unet(models.torchvision_encoder(arch), len(codes), sz, bottle=True)
+    return segment.segmenter(segment.scene_dls(path, bs, sz, 1.), model, codes)
 
 
 def test_streets_on_the_device():
@@ -74,9 +74,9 @@ def test_streets_on_the_device():
 
 def test_measured_memory_is_enough():
     "A batch that `bs_that_fits` allows does train in that memory, and the estimate is not absurdly careful"
-    sz, model = (96, 128), unet.Unet(unet.torchvision_encoder('resnet18'), 12, (96, 128)).cuda()
+    sz, model = (96, 128), unet.Unet(models.torchvision_encoder('resnet18'), 12, (96, 128)).cuda()
     memory = 4*10**9
-    bs = unet.bs_that_fits(model, sz, memory)
+    bs = models.bs_that_fits(model, sz, memory)
     torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     opt = torch.optim.Adam(model.parameters())
     for _ in range(2):
@@ -92,6 +92,6 @@ def test_out_of_memory_is_told():
     learn = scenes_learner(64, (384, 512))
     try:
         with pytest.raises(CourseError, match='does not fit.*What would'):
-            with unet.tell_memory(64, learn.model, (384, 512), memory=2*10**9), learn.no_bar(), learn.no_logging(): learn.fit(1)
+            with models.tell_memory(64, learn.model, (384, 512)), learn.no_bar(), learn.no_logging(): learn.fit(1)
     finally: torch.cuda.set_per_process_memory_fraction(1.)
     assert torch.zeros(1000, device='cuda').sum() == 0, 'the device still works'
