@@ -13,6 +13,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.cli._mean_worst': ('cli.html#_mean_worst', 'course_lib/cli.py'),
                                 'course_lib.cli._merge_streams': ('cli.html#_merge_streams', 'course_lib/cli.py'),
                                 'course_lib.cli._note': ('cli.html#_note', 'course_lib/cli.py'),
+                                'course_lib.cli._notebooks': ('cli.html#_notebooks', 'course_lib/cli.py'),
                                 'course_lib.cli._run_and_tell': ('cli.html#_run_and_tell', 'course_lib/cli.py'),
                                 'course_lib.cli._seen': ('cli.html#_seen', 'course_lib/cli.py'),
                                 'course_lib.cli._size': ('cli.html#_size', 'course_lib/cli.py'),

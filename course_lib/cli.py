@@ -36,15 +36,18 @@ def bar(
     k = width*i//max(n, 1)
     return '█'*k + '░'*(width-k)
 
-# %% ../nbs/90_cli.ipynb #db7218f9
+# %% ../nbs/90_cli.ipynb #a9371053
+def _notebooks():
+    "All notebooks, in order; raises `CourseError` outside a clone"
+    if root := clone_root(): return sorted((root/'nbs').glob('[0-9]*.ipynb'))
+    raise CourseError('course run needs the notebooks, and course_lib was installed without them. '
+                      'Clone the repository and run it there')
+
 def find_notebook(
     name:str # `01`, `1`, `01_mnist_resnet` or `00b_data`
 ) -> Path:
     "The notebook of a lesson; raises `CourseError` outside a clone, and where there is none"
-    root = clone_root()
-    if not root: raise CourseError('course run needs the notebooks, and course_lib was installed without them. '
-                                   'Clone the repository and run it there')
-    nbs = sorted(o for o in (root/'nbs').glob('[0-9]*.ipynb'))
+    nbs = _notebooks()
     for p in nbs:
         if name in (p.stem, p.stem.split('_')[0], p.stem.split('_')[0].lstrip('0')): return p
     raise CourseError(f"There is no notebook {name!r} in nbs. Expected one of {', '.join(o.stem for o in nbs)}")
@@ -203,12 +206,11 @@ def text_table(
     wide = [max(len(r[i]) for r in rows) for i in range(len(head))]
     return '\n'.join('  '.join(c.ljust(w) for c,w in zip(r, wide)).rstrip() for r in [rows[0], ['─'*w for w in wide], *rows[1:]])
 
-# %% ../nbs/90_cli.ipynb #f970a9f6
+# %% ../nbs/90_cli.ipynb #9f4bae67
 def lesson_notebooks() -> list: # paths, in order
     "The notebooks of all lessons, second ones included; raises `CourseError` outside a clone"
-    find_notebook('00')
     numbers = {o.split('_')[0] for o in lessons()}
-    return [p for p in sorted((clone_root()/'nbs').glob('[0-9]*.ipynb')) if p.stem.split('_')[0].rstrip('bcd') in numbers]
+    return [p for p in _notebooks() if p.stem.split('_')[0].rstrip('abcd') in numbers]
 
 # %% ../nbs/90_cli.ipynb #36dbe70b
 @call_parse

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 
-chromium, chromedriver = (shutil.which(o) for o in ('chromium', 'chromedriver'))
+chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+chromedriver = shutil.which('chromedriver')
 if not (chromium and chromedriver):
     pytest.skip('the browser tests need chromium and chromedriver (Debian: apt install chromium chromium-driver)', allow_module_level=True)
 pytest.importorskip('selenium', reason='the browser tests need selenium: install the extra [dev]')

@@ -113,7 +113,7 @@ def test_help_lists_commands(course):
     for args in (['--help'], []):
         res = course(*args)
         assert res.returncode == 0
-        for o in ('run', 'data', 'results', 'answers', 'train', 'doctor'): assert f'\n  {o} ' in res.stdout
+        for o in ('run', 'data', 'results', 'answers', 'train', 'crappify', 'doctor'): assert f'\n  {o} ' in res.stdout
 
 
 def test_help_of_a_command(course):
@@ -173,6 +173,42 @@ def test_train_calls_the_module(monkeypatch):
     assert (got[0].lesson, got[0].bs) == ('01_mnist_resnet', 64)
     monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace())
     with pytest.raises(CourseError, match='nothing to train'): cli.train('01', profile='sample')
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "A folder with two photographs, one that is cut off, and a list"
+    from PIL import Image
+    (tmp_path/'photos').mkdir()
+    for i in range(2): Image.effect_mandelbrot((150, 120), (-2, -1.5, 1+i, 1.5), 60).convert('RGB').save(tmp_path/'photos'/f'{i}.jpg')
+    (tmp_path/'photos'/'list.txt').write_text('0.jpg 1.jpg')
+    return tmp_path/'photos'
+
+
+def test_crappify(course, photos, tmp_path):
+    "From a folder to its crappy twin, and again with nothing to do; what is left out stands in a table"
+    from PIL import Image
+    steps = 'downscale(48) jpeg(10,70) text'
+    for said in ('2 made, 0 kept from before, 1 left out', '0 made, 2 kept from before, 1 left out'):
+        res = course('crappify', photos, tmp_path/'out', '--steps', steps, '--seed', '3', '--workers', '2')
+        assert res.returncode == 0 and res.stdout.splitlines()[0] == said, res.stderr
+        assert [o for o in res.stdout.splitlines() if 'not a picture' in o][0].split() == 'not a picture left out 1 list.txt'.split()
+    from course_lib.crappify import apply, parse_steps
+    want = apply(parse_steps(steps), Image.open(photos/'1.jpg'), 3, '1.jpg')
+    got = Image.open(tmp_path/'out'/'1.jpg')
+    assert got.size == want.size == (60, 48) and (tmp_path/'out'/'0.jpg').exists() and not (tmp_path/'out'/'list.txt').exists()
+
+
+def test_crappify_a_broken_file(course, photos, tmp_path):
+    "The others are made, and the shell hears of it"
+    (photos/'2.jpg').write_bytes((photos/'1.jpg').read_bytes()[:2000])
+    res = course('crappify', photos, tmp_path/'out')
+    assert res.returncode == 1 and '2 made' in res.stdout and '2.jpg' in res.stdout and 'Traceback' not in res.stderr
+
+
+@pytest.mark.parametrize('args, said', [(['photos', 'out', '--steps', 'jepg(3)'], "character 1: there is no step 'jepg'"), (['photos', 'out', '--steps', 'mine'], "no crappifier 'mine'"),
+    (['nowhere', 'out'], 'no such folder'), (['photos', 'photos'], 'lie in it'), (['photos', 'out', '--workers', '-1'], 'workers = -1'), (['photos', 'out', '--steps', 'jpeg(10'], 'never closed')])
+def test_crappify_errors(course, one_line, photos, args, said): assert said in one_line(course('crappify', *args))
 
 
 def test_doctor(capsys, tmp_path, monkeypatch):

@@ -1,0 +1,797 @@
+"Crappifiers: every step on every picture, chains and their text, folders of pairs whatever happens, and functions that are kept"
+import errno, io, json, os, pickle, signal, struct, subprocess, sys, time, zlib
+from pathlib import Path
+import numpy as np, pytest
+from PIL import Image, ImageFilter, ImageOps
+from course_lib import crappify as C
+from course_lib.core import CourseError, lesson_settings
+from course_lib.crappify import (Crappify, Step, apply, as_rgb, chain, crappify_folder, crappy_block, crappy_name, cutout, defocus,
+    downscale, dust, explain, fingerprint, fold, gaussian_blur, gaussian_noise, greyscale, jpeg, jpeg_bytes, lecture,
+    load_crappifier, motion_blur, old_family, one_of, open_photo, parse_steps, preview, psnr, rng_for, salt_pepper,
+    save_crappifier, saved_crappifiers, scratches, shot_noise, smallest_read, sometimes, steps, text)
+
+combine = 'chain', 'sometimes', 'one_of'
+
+
+def photo(w=96, h=72, seed=0):
+    "A picture with edges, colours and a little noise"
+    rng, (ys, xs) = np.random.default_rng(seed), np.mgrid[:h, :w]
+    a = np.stack([255*xs/w, 255*ys/h, 128+100*np.sin(xs/5+ys/9)], -1) + rng.normal(0, 5, (h, w, 3))
+    return Image.fromarray(a.clip(0, 255).astype(np.uint8))
+
+
+def pixels(im): return np.asarray(im).astype(int)
+def rms(a, b): return np.sqrt(np.mean((pixels(a)-pixels(b))**2))
+
+
+# Steps
+
+sizes = {'tiny': (1, 1), 'wide': (5000, 1), 'high': (1, 5000), 'odd': (33, 20)}
+modes = 'RGB', 'L', 'RGBA', 'P', 'CMYK', '1'
+
+@pytest.mark.parametrize('size', sizes.values(), ids=sizes)
+@pytest.mark.parametrize('name', steps)
+def test_every_step(name, size):
+    "An RGB picture of the input's size, the same for the same seed, and the input as it was"
+    f, im = steps[name](), photo(*size)
+    before = im.tobytes()
+    a, b = (f(im, rng_for(3, 'x')) for _ in range(2))
+    want = tuple(max(1, round(o*min(1, 96/min(size)))) for o in size) if name == 'downscale' else size
+    assert (a.mode, a.size) == ('RGB', want) and isinstance(a, Image.Image)
+    assert a.tobytes() == b.tobytes() and im.tobytes() == before
+
+
+@pytest.mark.parametrize('mode', modes)
+@pytest.mark.parametrize('name', steps)
+def test_every_mode(name, mode):
+    im = photo(40, 30).convert(mode)
+    before = im.tobytes()
+    res = steps[name]()(im, rng_for(1, ''))
+    assert (res.mode, res.size, im.mode) == ('RGB', (40, 30), mode) and im.tobytes() == before
+
+
+@pytest.mark.parametrize('name', set(steps)-{'downscale', 'greyscale', 'line_drawing', 'banding', 'jpeg', 'faded', 'gaussian_blur', 'defocus'})
+def test_chance(name):
+    "What has chance in it, besides its strength, differs from seed to seed"
+    f = steps[name](**{p.name: p.default[1] for p in steps[name].params if p.kind.endswith('range')})
+    assert len({apply(f, photo(), s).tobytes() for s in range(6)}) > 1
+
+
+def extremes(f):
+    "A step at the lowest and at the highest strengths, and with each of its choices"
+    ranges = {p.name: (p.lo, p.hi) for p in f.params if p.kind.endswith('range')}
+    yield from (f(**{k: v[i] for k,v in ranges.items()}) for i in (0, 1))
+    for p in f.params: yield from (f(**{p.name: o}) for o in (p.lo if p.kind == 'choice' else [True, False] if p.kind == 'flag' else []))
+
+
+@pytest.mark.parametrize('name', steps)
+def test_extremes(name):
+    for f in extremes(steps[name]):
+        for size in ((48, 36), (1, 1), (7, 90)):
+            res = apply(f, photo(*size), 5)
+            assert res.mode == 'RGB' and (res.size == size or name == 'downscale'), f
+        assert parse_steps(repr(f)) == chain(f)
+
+
+@pytest.mark.parametrize('f', [gaussian_noise(0), gaussian_blur(0), defocus(0), motion_blur(1), salt_pepper(0), fold(0), dust(0), scratches(0),
+    C.vignette(0), C.colour_cast(0), C.faded(0, yellow=0), C.discolour(0), C.crinkle(0), C.film_grain(0), downscale(500)], ids=lambda f: f.name)
+def test_no_strength_no_damage(f): assert rms(apply(f, photo(), 1), photo()) < .6
+
+
+def test_parameters_for_a_panel():
+    "Every parameter has what a control needs, and its default is a value that it takes"
+    groups = {'geometry', 'compression', 'blur', 'noise', 'colour', 'old print', 'overlay'}
+    assert {f.group for f in steps.values()} == groups and len(steps) >= 23
+    for name,f in steps.items():
+        assert f.__name__ == name and '\n' not in f.doc and list(f().args) == [p.name for p in f.params]
+        for p in f.params:
+            assert p.kind in {'range', 'int range', 'number', 'int', 'choice', 'flag'} and p.help
+            if p.kind.endswith('range'): assert p.lo <= p.default[0] <= p.default[1] <= p.hi and p.step > 0
+            if p.kind == 'choice': assert p.default in p.lo
+            assert f(**{p.name: p.default}) == f()
+
+
+def test_repr_is_code():
+    assert repr(jpeg(10, 70)) == 'jpeg(10, 70)' and repr(downscale(96)) == 'downscale(96)' and repr(gaussian_blur((.5, 2))) == 'gaussian_blur(0.5, 2)'
+    assert repr(jpeg(50, written=True)) == 'jpeg(50, written=True)' and repr(fold(1, torn=(1, 2))) == 'fold(1, strength=(0.4, 0.9), torn=(1, 2))'
+    assert repr(sometimes(.5, chain(text(.1), greyscale()))) == 'sometimes(0.5, chain(text(0.1), greyscale()))'
+
+
+def test_equal_and_immutable():
+    assert jpeg(10, 70) == jpeg((10, 70)) == jpeg(quality=[10, 70]) == jpeg() and hash(jpeg()) == hash(jpeg(10, 70))
+    assert jpeg(10) != jpeg(11) and jpeg(10) != 'jpeg(10)' and len({jpeg(1), jpeg(1), jpeg(2)}) == 2
+    s = jpeg(10)
+    with pytest.raises(AttributeError): s.name = 'text'
+    s.args['quality'] = (1, 1)
+    assert s.args == {'quality': (10, 10), 'written': False}
+
+
+@pytest.mark.parametrize('call, said', [(lambda: jpeg(0, 70), 'from 1 to 100'), (lambda: jpeg(70, 10), 'lower end'), (lambda: jpeg(1.5), 'whole numbers'),
+    (lambda: jpeg('much'), "quality = 'much'"), (lambda: jpeg(True), 'whole numbers'), (lambda: gaussian_blur(float('nan')), 'numbers from 0'),
+    (lambda: downscale(96, filter='best'), "one of 'bilinear'"), (lambda: downscale(96, back=1), 'False, True'), (lambda: greyscale(1), 'too many'),
+    (lambda: jpeg(1, 2, 3), 'too many'), (lambda: jpeg(10, quality=20), 'too many'), (lambda: jpeg(quantity=20), "no 'quantity'"),
+    (lambda: gaussian_blur(10**9), 'to 20000'), (lambda: chain(jpeg), 'not called'), (lambda: chain(3), '3 is no crappifier'),
+    (lambda: sometimes(.5), 'sometimes'), (lambda: sometimes(2, jpeg()), 'from 0 to 1'), (lambda: sometimes(.5, jpeg(), jpeg()), 'sometimes')])
+def test_wrong_arguments(call, said):
+    with pytest.raises(CourseError, match=said): call()
+
+
+def test_what_was_asked_for():
+    "A look at what single steps do"
+    im, flat = photo(), Image.new('RGB', (256, 256), (128, 128, 128))
+    assert len(set(map(tuple, pixels(apply(greyscale(), im)).reshape(-1, 3)[:, :2]))) < 257
+    assert apply(downscale(36), im).size == (48, 36) and apply(downscale(36, back=True), im).size == im.size
+    assert np.allclose(pixels(apply(gaussian_noise(20), flat, 1)).std(), 20, atol=1)
+    dark, bright = (pixels(apply(shot_noise(50), Image.new('RGB', (99, 99), (o,)*3), 1)).std() for o in (30, 200))
+    assert dark > bright, 'in a file the noise of light is strongest in the dark'
+    share = np.mean(pixels(apply(salt_pepper(.1), flat, 1)) != 128)
+    assert .08 < share < .12
+    assert (pixels(apply(cutout(.5), Image.new('RGB', (64, 64), 'white'), 2)) == 0).any()
+    a = pixels(apply(fold(1, strength=1, torn=0), flat, 5))[..., 0]
+    assert a.max() > 170 and a.min() < 90 and abs(a.mean()-128) < 3, 'light on one side, shadow on the other'
+    assert (pixels(apply(fold(1, strength=0, torn=3), flat, 5)) > 200).any(), 'bare paper'
+    halves = [pixels(apply(C.halftone(6, colour='newspaper'), Image.new('L', (90, 90), o))).mean() for o in (60, 128, 200)]
+    assert halves == sorted(halves) and halves[0] < 110 < halves[2]
+
+
+def test_quality_range():
+    "A step draws from its whole range, and one drawn at 30 is the one made at 30"
+    q = {int(C._draw(jpeg.params[0], (10, 13), rng_for(1, str(i)))) for i in range(99)}
+    assert q == {10, 11, 12, 13}
+    assert apply(jpeg(30), photo()).tobytes() == Image.open(io.BytesIO(jpeg_bytes(photo(), 30))).tobytes()
+
+
+# Chains
+
+def random_step(rng, depth=0):
+    "A step with strengths at random, or, not too deep, a combinator with some in it"
+    if depth < 3 and rng.random() < .35:
+        name, kids = combine[rng.integers(3)], [random_step(rng, depth+1) for _ in range(rng.integers(1, 4))]
+        return sometimes(round(float(rng.random()), 3), kids[0]) if name == 'sometimes' else getattr(C, name)(*kids)
+    f = list(steps.values())[rng.integers(len(steps))]
+    return f(**{p.name: random_value(rng, p) for p in f.params})
+
+
+def random_value(rng, p):
+    if p.kind == 'choice': return p.lo[rng.integers(len(p.lo))]
+    if p.kind == 'flag': return bool(rng.integers(2))
+    lo, hi = sorted(p.lo + rng.random(2)*(min(p.hi, 64)-p.lo))
+    return (int(lo), int(hi)) if p.kind.startswith('int') else (float(lo), float(hi))
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_random_chains(seed):
+    "Text and back, pickled and back, the same picture each time, RGB, of the input's size unless something scales it down"
+    rng = np.random.default_rng(seed)
+    f, im = chain(*[random_step(rng) for _ in range(rng.integers(0, 4))]), photo(*rng.integers(1, 70, 2).tolist())
+    before, res = im.tobytes(), apply(f, im, seed)
+    assert parse_steps(repr(f)) == f and eval(repr(f), vars(C).copy()) == f
+    assert pickle.loads(pickle.dumps(f)) == f and hash(pickle.loads(pickle.dumps(f))) == hash(f)
+    assert apply(parse_steps(repr(f)), im, seed).tobytes() == res.tobytes() == apply(f, im, seed).tobytes()
+    assert res.mode == 'RGB' and im.tobytes() == before
+    assert res.size == im.size or 'downscale' in repr(f)
+
+
+def test_parts_do_not_disturb_each_other():
+    "What one part draws, and how much, changes nothing for those beside it"
+    im = Image.new('RGB', (120, 90), 'gray')
+    with_blur = [apply(chain(gaussian_blur(o), dust(50)), im, 3).tobytes() for o in (.5, 3, (1, 2))]
+    with_more = [apply(chain(f, dust(50)), im, 3).tobytes() for f in (downscale(500), sometimes(0, gaussian_noise(9)), chain())]
+    assert len(set(with_blur + with_more)) == 1
+
+
+def test_combinators():
+    im, ran = photo(), []
+    def note(k):
+        def f(im, rng): ran.append(k); return im
+        return f
+    apply(chain(note(1), note(2), note(3)), im)
+    assert ran == [1, 2, 3]
+    ran.clear()
+    for s in range(300): apply(sometimes(.25, note('s')), im, s)
+    assert 50 < len(ran) < 100
+    ran.clear()
+    for s in range(300): apply(one_of(*map(note, 'abc')), im, s)
+    assert all(70 < ran.count(o) < 130 for o in 'abc')
+    assert apply(chain(), im).tobytes() == apply(one_of(), im).tobytes() == im.tobytes()
+    assert repr(chain(note(1), jpeg(9))) == 'chain(f, jpeg(9))' and len(chain(note(1), jpeg()).children) == 2
+
+
+def test_lecture():
+    "Shorter side 96, a JPEG of quality 10 to 70, and that number in the upper left"
+    for s in range(8):
+        im = photo(500, 375, seed=s)
+        res = apply(lecture, im, s)
+        assert res.size == (128, 96)
+    black = [pixels(apply(lecture, Image.new('RGB', (200, 200)), s)) for s in range(60)]
+    assert all((o[:66, :66] > 120).any() and not (o[70:, 70:] > 100).any() for o in black)
+
+
+def test_parse():
+    assert parse_steps('downscale(96) jpeg(10,70) text') == chain(downscale(96), jpeg(10, 70), text())
+    for o in ('downscale(96), jpeg (10, 70) ; text()', '\n downscale(96)\n\tjpeg(quality=(10, 70)) text', 'chain(downscale(96), jpeg(10, 70), text)'):
+        assert parse_steps(o) == chain(downscale(96), jpeg(10, 70), text())
+    assert parse_steps('sometimes(.3, one_of(text, jpeg(5)))') == chain(sometimes(.3, one_of(text(), jpeg(5))))
+    assert parse_steps("text(what='date') text(.1, what=\"word\")") == chain(text(what='date'), text(.1, what='word'))
+
+
+@pytest.mark.parametrize('s, said', [('downscale(96) jepg(1)', "character 15: there is no step 'jepg'. Expected one of downscale"), ('jpeg(10', 'character 5: .*never closed'),
+    ('jpeg(10))', 'character 9: .*never opened'), ('jpeg(10,700)', 'character 1: jpeg: quality'), ('', 'a text of 0'), ('   ', 'a text of 3'), ('1', 'is no step'), ('jpeg(1)(2)', 'is no step'),
+    ('text jpeg(x)', "character 11: there is no step 'x'"), ('jpeg(*[1,2])', 'stars'), ('jpeg(**{})', 'stars'), ('jpeg(1;2)', 'not understood'), ('"text"', 'is no step'),
+    ('sometimes(p=.5)', 'no arguments with names'), ('a'*30000, 'a text of 30,000'), ('('*9000, 'never closed'), ('chain('*300+')'*300, 'not understood'), ("text(what='", 'never closed')])
+def test_parse_errors(s, said):
+    with pytest.raises(CourseError, match=said): parse_steps(s)
+
+
+@pytest.mark.parametrize('s', ['__import__("pathlib").Path("done").touch()', 'jpeg(__import__("pathlib").Path("done").touch())', 'text(what=open("done","w"))',
+    '(lambda: open("done","w"))()', '[open("done","w") for _ in (1,)]'])
+def test_text_is_never_run(s, tmp_path):
+    with pytest.raises(CourseError): parse_steps(s)
+    assert not (tmp_path/'done').exists()
+
+
+# Pictures
+
+def test_as_rgb():
+    "16 bits to 8, the transparent on white, everything to RGB"
+    full = lambda v, dtype: Image.fromarray(np.full((2, 3), v, dtype))
+    got = lambda im: as_rgb(im).getpixel((0, 0))
+    assert got(full(100*257, np.uint16)) == got(full(100*257, np.int32)) == got(full(100, np.int32)) == (100,)*3
+    assert got(full(100/255, np.float32)) == got(full(100, np.float32)) == (100,)*3
+    assert got(Image.new('RGBA', (2, 2), (0, 0, 255, 0))) == (255,)*3 and got(Image.new('LA', (2, 2), (0, 128)))[0] in (126, 127, 128)
+    p = Image.new('P', (2, 2)); p.putpalette([9, 9, 9]); p.info['transparency'] = 0
+    assert got(p) == (255,)*3
+    for m in ('1', 'L', 'P', 'CMYK', 'YCbCr', 'HSV', 'RGBX', 'RGBa', 'I;16'): assert as_rgb(Image.new(m, (3, 2))).mode == 'RGB'
+
+
+def test_apply():
+    "Upright, RGB, the input left alone, and a clear word on what is no picture"
+    im = photo(20, 10)
+    exif = Image.Exif(); exif[0x0112] = 6
+    f = io.BytesIO(); im.save(f, 'PNG', exif=exif)
+    assert apply(chain(), Image.open(f)).size == (10, 20)
+    def scribble(im, rng): im.paste('red', (0, 0, 9, 9)); return im
+    assert apply(scribble, im).tobytes() != im.tobytes() == photo(20, 10).tobytes()
+    for bad,said in ((lambda im, rng: None, 'None'), (lambda im, rng: im.convert('L'), 'mode L'), (lambda im, rng: pixels(im), 'ndarray')):
+        with pytest.raises(CourseError, match=said): apply(bad, im)
+        with pytest.raises(CourseError, match=said): apply(chain(jpeg(), bad), im)
+
+
+def test_rng():
+    "The same on every machine; a file's own"
+    assert rng_for(42, 'cats/1.jpg').integers(1000, size=4).tolist() == [944, 195, 423, 62]
+    assert rng_for(1, 'a').random() != rng_for(2, 'a').random() != rng_for(1, 'b').random() and rng_for(1, '\udcff').random() > 0
+
+
+def test_psnr():
+    a, b = (Image.new('RGB', (8, 8), (o,)*3) for o in (100, 125))
+    assert psnr(a, a) == float('inf') and psnr(a, b) == pytest.approx(20*np.log10(255/25)) and psnr(a.resize((4, 4)), b) == psnr(a, b)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    "What is displayed, as if in a notebook"
+    import IPython, IPython.display, matplotlib.pyplot
+    matplotlib.pyplot.switch_backend('agg') # before there seems to be a notebook
+    res = []
+    monkeypatch.setattr(IPython, 'get_ipython', lambda: True)
+    monkeypatch.setattr(IPython.display, 'display', lambda o, raw=False: res.append(o))
+    return res
+
+
+def test_preview(shown, tmp_path):
+    "A picture as soon as the function is there, from pictures, a file or a folder; the function stays itself"
+    photo().save(tmp_path/'a.jpg')
+    def f(im, rng): return im
+    for o in ([photo(), photo(50, 80)], tmp_path/'a.jpg', tmp_path, photo().convert('L')): assert preview(o)(f) is f
+    assert len(shown) == 4
+    for o in shown: assert Image.open(io.BytesIO(o.data)).format == 'JPEG' and len(o.data) < 150_000
+
+
+def test_preview_of_a_mistake(shown):
+    "In the pictures' place, short, with the line, also inside a chain"
+    def f(im, rng):
+        x = 0
+        return im.resize((1/x, 1))
+    line = f.__code__.co_firstlineno+2
+    for fn in (f, chain(jpeg(), sometimes(1, f))):
+        assert preview(photo())(fn) is fn
+        said = shown.pop()['text/plain']
+        assert 'ZeroDivisionError: division by zero' in said and f'line {line}: return im.resize((1/x, 1))' in said and said.count('\n') == 1
+    preview(photo())(lambda im, rng: None)
+    assert 'is there a return?' in shown.pop()['text/plain']
+
+
+def test_preview_outside_notebooks():
+    def f(im, rng): raise RuntimeError
+    assert preview(photo())(f) is f
+
+
+# Fewer pixels while decoding
+
+@pytest.mark.parametrize('size', [(500, 375), (375, 500), (1001, 753), (2000, 1501), (4000, 3000)])
+@pytest.mark.parametrize('filter', ['bilinear', 'bicubic', 'lanczos'])
+def test_draft(tmp_path, size, filter):
+    "Within 2/255 RMS of the plain way on the photographs of the sample, and of the same size"
+    from course_lib.samples import photo_sources
+    shrink, f = downscale(96, filter=filter), tmp_path/'a.jpg'
+    for p,_ in photo_sources().values() if max(size) < 1000 else [photo_sources()['cat']]:
+        ImageOps.fit(Image.open(p).convert('RGB'), size).save(f, quality=90)
+        im, _ = open_photo(f, smallest_read(shrink))
+        plain, ours = shrink(Image.open(f), rng_for(0, '')), shrink(im, rng_for(0, ''))
+        assert min(im.size) < min(size)/1.9 and ours.size == plain.size and 'drafted' not in ours.info
+        assert rms(ours, plain) < 2, p
+    assert downscale(96, filter=filter, back=True)(im, rng_for(0, '')).size == size
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('size', [(800, 600), (501, 377)])
+def test_draft_and_orientation(tmp_path, orientation, size):
+    exif = Image.Exif(); exif[0x0112] = orientation
+    photo(*size).save(tmp_path/'a.jpg', quality=92, exif=exif)
+    plain = downscale(96)(ImageOps.exif_transpose(Image.open(tmp_path/'a.jpg')), rng_for(0, ''))
+    ours = downscale(96)(open_photo(tmp_path/'a.jpg', 96)[0], rng_for(0, ''))
+    assert ours.size == plain.size and rms(ours, plain) < 2
+
+
+def test_draft_only_where_it_is_safe(tmp_path):
+    photo(800, 600).save(tmp_path/'a.jpg'); photo(800, 600).save(tmp_path/'a.png')
+    assert smallest_read(chain(chain(downscale(64, 96)), jpeg())) == 96
+    for fn in (downscale(96, filter='box'), downscale(96, filter='nearest'), jpeg(), chain(), chain(jpeg(), downscale(9)), sometimes(.5, downscale(9)), lambda im, rng: im):
+        assert smallest_read(fn) is None
+    assert open_photo(tmp_path/'a.png', 96)[0].size == open_photo(tmp_path/'a.jpg', 400)[0].size == (800, 600)
+
+
+# Folders
+
+@pytest.fixture
+def src(tmp_path):
+    "Twelve photographs, some in folders"
+    for i in range(12):
+        f = tmp_path/'src'/('', 'cats', 'cats/young')[i%3]/f'{i}.{("jpg", "png", "JPG", "jpeg")[i%4]}'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        photo(90+i, 70, seed=i).save(f, format='PNG' if f.suffix == '.png' else 'JPEG')
+    return tmp_path/'src'
+
+
+def results(dst): return {o.relative_to(dst).as_posix(): o.read_bytes() for o in sorted(Path(dst).rglob('*')) if o.is_file() and '.crappify' not in o.parts}
+
+def counts(rep): return rep.made, rep.kept, len(rep.left_out)
+
+
+def test_folder(src, tmp_path):
+    "The same names in the same folders, the pictures that `apply` gives, whatever the workers"
+    assert counts(crappify_folder(lecture, src, tmp_path/'a', seed=7, workers=1)) == (12, 0, 0)
+    crappify_folder('lecture', src, tmp_path/'b', seed=7, workers=5)
+    got = results(tmp_path/'a')
+    assert got == results(tmp_path/'b') and set(got) == {o.relative_to(src).as_posix() for o in src.rglob('*.*')}
+    for rel,data in got.items():
+        want = apply(lecture, Image.open(src/rel), 7, rel)
+        assert Image.open(io.BytesIO(data)).tobytes() == want.tobytes() and (rel.endswith('.png') or data == want.info['jpeg'])
+    assert crappify_folder(lecture, src, tmp_path/'c', seed=8).made == 12 and not set(results(tmp_path/'c').values()) & set(got.values())
+
+
+def test_order_does_not_matter(src, tmp_path):
+    "A file gives the same result alone, later, and among others"
+    crappify_folder(old_family, src, tmp_path/'all', seed=1)
+    alone, rel = tmp_path/'alone', 'cats/4.jpg'
+    (alone/'cats').mkdir(parents=True); (alone/rel).write_bytes((src/rel).read_bytes())
+    crappify_folder(old_family, alone, tmp_path/'one', seed=1)
+    assert results(tmp_path/'one')[rel] == results(tmp_path/'all')[rel]
+
+
+def test_without_a_jpeg_at_the_end(src, tmp_path):
+    "PNG files hold the very pixels; JPEG files are close to them"
+    crappify_folder(fold(1), src, tmp_path/'a')
+    for rel,data in results(tmp_path/'a').items():
+        want, got = apply(fold(1), Image.open(src/rel), 0, rel), Image.open(io.BytesIO(data))
+        assert rms(got, want) == 0 if rel.endswith('.png') else got.format == 'JPEG' and rms(got, want) < 3
+
+
+def test_result_that_was_drawn_on(tmp_path):
+    "A JPEG that somebody has drawn on, or changed in size, is no longer the file it came from"
+    def drawn(im, rng): im.paste('red', (0, 0, 20, 20)); return im
+    (tmp_path/'src').mkdir(); photo().save(tmp_path/'src'/'a.jpg')
+    for fn in (chain(jpeg(20), drawn), chain(jpeg(20), lambda im, rng: im.resize((30, 30)))):
+        crappify_folder(fn, tmp_path/'src', tmp_path/'a')
+        got, want = Image.open(tmp_path/'a'/'a.jpg'), apply(fn, Image.open(tmp_path/'src'/'a.jpg'), 0, 'a.jpg')
+        assert got.size == want.size and rms(got, want) < 4
+
+
+def test_only_what_changed(src, tmp_path):
+    run = lambda fn=lecture, **kw: counts(crappify_folder(fn, src, tmp_path/'a', **kw))
+    assert (run(), run()) == ((12, 0, 0), (0, 12, 0))
+    photo(50, 50).save(src/'0.jpg')                             # a changed source
+    assert run() == (1, 11, 0) and Image.open(tmp_path/'a'/'0.jpg').size == (50, 50)
+    photo().save(src/'new.jpg'); assert run() == (1, 12, 0)     # a new one
+    (tmp_path/'a'/'cats'/'1.png').unlink(); assert run() == (1, 12, 0)
+    (tmp_path/'a'/'9.png').write_bytes(b'spoilt'); assert run() == (1, 12, 0)
+    assert run(seed=1) == (13, 0, 0) and run(jpeg(9), seed=1) == (13, 0, 0)
+    (src/'0.jpg').write_bytes(b'no picture'); assert run(jpeg(9), seed=1) == (0, 12, 1)
+    assert not (tmp_path/'a'/'0.jpg').exists(), 'no result without its photograph'
+
+
+def test_redone_when_the_function_changes(src, tmp_path):
+    "Its source, a value it closes over, a global, a default, a helper's value, a step inside it"
+    def of(sigma):
+        def f(im, rng): return im.filter(ImageFilter.GaussianBlur(sigma))
+        return f
+    run = lambda fn: crappify_folder(fn, src, tmp_path/'a').made
+    assert [run(of(2)), run(of(2)), run(of(3)), run(chain(of(3))), run(chain(of(3))), run(chain(of(4)))] == [12, 0, 12, 12, 0, 12]
+    space = dict(Image=Image, ImageFilter=ImageFilter)
+    def cell(code):
+        import linecache
+        name = f'<cell {abs(hash(code))}>'
+        linecache.cache[name] = len(code), None, code.splitlines(True), name
+        exec(compile(code, name, 'exec'), space)
+        return space['f']
+    f = cell('k = 3\ndef helper(im): return im.filter(ImageFilter.GaussianBlur(k))\ndef f(im, rng): return helper(im)\n')
+    marks = [fingerprint(f)]
+    space['k'] = 4; marks.append(fingerprint(f))
+    cell('def helper(im): return im.filter(ImageFilter.BoxBlur(k))\n'); marks.append(fingerprint(f))
+    marks.append(fingerprint(cell('def f(im, rng, a=1): return helper(im)\n')))
+    marks.append(fingerprint(cell('def f(im, rng, a=2): return helper(im)\n')))
+    assert len(set(marks)) == 5 and fingerprint(f) == marks[2]
+    space['k'] = np.arange(3); a = fingerprint(f)
+    space['k'] = np.arange(4); assert fingerprint(f) != a
+    assert fingerprint(lambda im, rng: im) and fingerprint(eval('lambda im, rng: im')) != fingerprint(eval('lambda im, rng: None'))
+
+
+def test_dst_inside_src(src):
+    "A destination inside the source is not read again; a hidden file is no photograph"
+    (src/'.hidden.jpg').write_bytes(b'x')
+    for _ in range(2): assert sum(counts(crappify_folder(lecture, src, src/'small-96'))) == 12
+    assert len(results(src/'small-96')) == 12
+
+
+@pytest.mark.parametrize('a, b, said', [('src', 'src', 'photographs lie in it'), ('src/cats', 'src', 'photographs lie in it'), ('nowhere', 'a', 'no such folder'), ('src', 'src/1.png/a', 'cannot be written')])
+def test_wrong_folders(src, tmp_path, a, b, said):
+    before = results(tmp_path)
+    (src/'1.png').touch()
+    with pytest.raises(CourseError, match=said): crappify_folder(lecture, tmp_path/a, tmp_path/b)
+    assert {k: v for k,v in results(tmp_path).items() if k in before} == before
+
+
+def test_names():
+    assert [crappy_name(o) for o in ('a/b.jpg', 'B.JPEG', 'c.png', 'd.gif', 'e.tar.tif')] == ['a/b.jpg', 'B.JPEG', 'c.png', 'd.gif.png', 'e.tar.tif.png']
+
+
+def test_strange_names(tmp_path):
+    (tmp_path/'src').mkdir()
+    names = ['ä ö.jpg', "it's 100%.jpg", '日本.png', 'a|b.jpg', '-x.jpg', 'a\nb.jpg', os.fsdecode(b'\xff.jpg')]
+    for o in names: photo(20, 20).save(tmp_path/'src'/o)
+    for want in ((7, 0, 0), (0, 7, 0)): assert counts(crappify_folder(lecture, tmp_path/'src', tmp_path/'a')) == want
+    assert set(os.listdir(tmp_path/'a')) == {*names, '.crappify'}
+
+
+def png(w, h, data=b''):
+    "A PNG file that says it is so large"
+    chunk = lambda k, d: struct.pack('>I', len(d)) + k + d + struct.pack('>I', zlib.crc32(k+d))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b'')
+
+
+def bad_files(d):
+    "One file of each kind; gives what should become of it: None (made, nothing said), a word of the note, or '-' and a word for what is left out"
+    im, exif = photo(120, 80), Image.Exif()
+    exif[0x0112] = 6
+    def put(name, **kw): im.save(d/name, **kw)
+    put('fine.jpg'); put('whole.png'); put('turned.jpg', exif=exif); put('film.gif', save_all=True, append_images=[im.rotate(90), im.rotate(180)])
+    put('pages.tif', save_all=True, append_images=[im]); put('two.webp')
+    im.convert('CMYK').save(d/'cmyk.jpg'); im.convert('L').save(d/'grey.jpg'); im.quantize(16).save(d/'palette.png'); im.convert('1').save(d/'fax.tif')
+    im.quantize(16).save(d/'holes.gif', transparency=0); im.convert('RGBA').save(d/'alpha.png'); Image.new('LA', (50, 40), (0, 0)).save(d/'clear.png')
+    Image.fromarray(np.full((40, 50), 100*257, np.uint16)).save(d/'deep.png'); Image.fromarray(np.full((40, 50), .5, np.float32)).save(d/'float.tif')
+    whole = (d/'fine.jpg').read_bytes()
+    (d/'cut.jpg').write_bytes(whole[:len(whole)//2]); (d/'cut.png').write_bytes((d/'whole.png').read_bytes()[:300]); (d/'head.jpg').write_bytes(whole[:20])
+    (d/'empty.jpg').touch(); (d/'notes.txt').write_text('buy milk'); (d/'fake.jpg').write_text('no picture'); (d/'noise.png').write_bytes(os.urandom(999))
+    (d/'bomb.png').write_bytes(png(60000, 60000)); (d/'large.png').write_bytes(png(10000, 10000)); (d/'zero.png').write_bytes(png(0, 0)); (d/'thin.png').write_bytes(png(0, 40))
+    (d/'zero.ppm').write_bytes(b'P6 0 0 255\n'); (d/'dir.jpg').mkdir(); (d/'gone.jpg').symlink_to(d/'nowhere.jpg'); os.mkfifo(d/'pipe.jpg')
+    (d/'as.png').write_bytes(whole) # a JPEG under another name
+    return {'fine.jpg': None, 'whole.png': None, 'turned.jpg': 'turned', 'film.gif': 'frames', 'pages.tif': 'frames', 'two.webp': None, 'cmyk.jpg': 'CMYK', 'grey.jpg': None,
+        'palette.png': 'palette', 'fax.tif': None, 'holes.gif': 'transparent', 'alpha.png': 'transparent', 'clear.png': 'transparent', 'deep.png': '16 bits', 'float.tif': 'floats',
+        'cut.jpg': '-cut off', 'cut.png': '-cut off', 'head.jpg': '-not a picture|cut off|cannot', 'empty.jpg': '-not a picture', 'notes.txt': '-not a picture', 'fake.jpg': '-not a picture',
+        'noise.png': '-not a picture', 'bomb.png': '-too many pixels', 'large.png': '-too many pixels', 'zero.png': '-pixels|not a picture', 'thin.png': '-pixels|not a picture',
+        'zero.ppm': '-pixels|not a picture', 'gone.jpg': '-plain file', 'pipe.jpg': '-plain file', 'as.png': None}
+
+
+def test_bad_files(tmp_path, recwarn):
+    "Handled or left out, each with a word about it, and none stops the run; the second run says the same"
+    (tmp_path/'zoo').mkdir()
+    want = bad_files(tmp_path/'zoo')
+    for fn in (downscale(30), greyscale()):
+        dst = tmp_path/fn.name
+        for again in (False, True):
+            rep = crappify_folder(fn, tmp_path/'zoo', dst, workers=3)
+            notes = {f: (what, done) for f,what,done in rep.notes}
+            assert set(notes) == {k for k,v in want.items() if v}, set(notes) ^ {k for k,v in want.items() if v}
+            for f,w in want.items():
+                if w: assert any(o in notes[f][0] for o in w.lstrip('-').split('|')), (f, notes[f])
+                assert (f in notes and notes[f][1] == 'left out') == bool(w and w[0] == '-') == (not (dst/crappy_name(f)).exists()), f
+            good = [k for k,v in want.items() if not (v and v[0] == '-')]
+            assert (rep.kept if again else rep.made) == len(good) and len(rep.left_out) == len(want) - len(good)
+            assert sum(r[2] for r in rep.rows()) == len(rep.notes) and repr(rep) in rep._repr_markdown_() and '| cut off or damaged | left out | 2 |' in rep._repr_markdown_()
+    got = lambda f: Image.open(tmp_path/'greyscale'/crappy_name(f)).convert('RGB')
+    assert got('turned.jpg').size == (80, 120) and got('deep.png').getpixel((5, 5)) == (100,)*3 and got('clear.png').getpixel((5, 5)) == (255,)*3
+    assert abs(got('float.tif').getpixel((5, 5))[0] - 128) < 2 and psnr(got('cmyk.jpg'), got('fine.jpg')) > 25 and psnr(got('film.gif'), got('fine.jpg')) > 20
+    assert not [str(o.message) for o in recwarn.list]
+
+
+def test_function_that_fails(src, tmp_path):
+    "On some files: they are in the table. On all: an error, soon, with the line"
+    tried = []
+    def sometimes_not(im, rng):
+        if im.width % 3 == 0: raise ValueError('I do not like this one')
+        return im
+    rep = crappify_folder(sometimes_not, src, tmp_path/'a')
+    assert counts(rep) == (8, 0, 4) and 'ValueError: I do not like this one' in rep.left_out[0][1] and 'line ' in rep.left_out[0][1]
+    def broken(im, rng): tried.append(1); return im.no_such_thing()
+    for i in range(40): photo(9, 9).save(src/f'more{i}.png')
+    with pytest.raises(CourseError, match='broken fails on every photograph so far. On 0.jpg: AttributeError.*line .*no_such_thing'): crappify_folder(broken, src, tmp_path/'b', workers=2)
+    assert 5 <= len(tried) < 30
+    with pytest.raises(CourseError, match='None'): crappify_folder(lambda im, rng: None, src, tmp_path/'c')
+
+
+def test_nothing_there(tmp_path):
+    (tmp_path/'src').mkdir()
+    assert counts(crappify_folder(lecture, tmp_path/'src', tmp_path/'a')) == (0, 0, 0)
+
+
+class Full:
+    "`open` on a disk that is full after some bytes"
+    def __init__(self, room): self.room = room
+    def __call__(self, *args, **kwargs):
+        f = open(*args, **kwargs)
+        if 'b' not in (args+('r',))[1]: return f
+        real = f.write
+        disk = self
+        class Slow(io.RawIOBase):
+            def write(self, data):
+                real(data[:max(0, disk.room)]); disk.room -= len(data)
+                if disk.room < 0: raise OSError(errno.ENOSPC, 'No space left on device')
+            def __exit__(self, *args): f.close()
+        return Slow()
+
+
+def test_full_disk(src, tmp_path, monkeypatch):
+    "One clear line, no half-written file, nothing lost; with room again the next run goes on"
+    whole = tmp_path/'whole'
+    crappify_folder(lecture, src, whole, seed=1)
+    room = sum(map(len, results(whole).values()))//2
+    with monkeypatch.context() as m:
+        m.setattr(C, 'open', Full(room), raising=False)
+        with pytest.raises(CourseError, match='the disk is full. What was finished is kept.*run it again') as e: crappify_folder(lecture, src, tmp_path/'a', seed=1, workers=2)
+    assert '\n' not in str(e.value)
+    there = results(tmp_path/'a')
+    assert 0 < len(there) < 12 and there.items() <= results(whole).items() and not list((tmp_path/'a'/'.crappify'/'new').iterdir())
+    rep = crappify_folder(lecture, src, tmp_path/'a', seed=1)
+    assert rep.made + rep.kept == 12 and results(tmp_path/'a') == results(whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk of 48 kB, where the system lets us make one"
+    d = tmp_path/'disk'
+    d.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=48k', 'none', d], capture_output=True).returncode: pytest.skip('no disk can be mounted here')
+    yield d
+    subprocess.run(['umount', '-l', d], check=True)
+
+
+def test_real_full_disk(src, tmp_path, small_disk):
+    crappify_folder(jpeg(95), src, tmp_path/'whole')
+    with pytest.raises(CourseError, match='the disk is full'): crappify_folder(jpeg(95), src, small_disk/'a', workers=2)
+    there = results(small_disk/'a')
+    assert 0 < len(there) < 12 and there.items() <= results(tmp_path/'whole').items() and not list((small_disk/'a'/'.crappify'/'new').iterdir())
+
+
+def test_read_only(src, tmp_path):
+    "Something in the way of the results is said in one line"
+    (tmp_path/'a').mkdir(); (tmp_path/'a'/'cats').write_text('a file where a folder should be')
+    with pytest.raises(CourseError, match='cannot be written to'): crappify_folder(lecture, src, tmp_path/'a')
+
+
+slow = '''
+import sys, time
+from course_lib.crappify import *
+def slowly(im, rng):
+    time.sleep(.05)
+    return chain(gaussian_noise(9), jpeg(50))(im, rng)
+print('go', flush=True)
+print(crappify_folder(slowly, sys.argv[1], sys.argv[2], seed=3, workers=2))
+'''
+
+@pytest.fixture
+def start(tmp_path):
+    "Start the slow run in a process of its own"
+    (tmp_path/'slow.py').write_text(slow)
+    procs = []
+    def _f(*args):
+        procs.append(subprocess.Popen([sys.executable, tmp_path/'slow.py', *map(str, args)], stdout=subprocess.PIPE, text=True))
+        return procs[-1]
+    yield _f
+    for p in procs: p.kill(); p.wait()
+
+
+def wait_for(what, seconds=60):
+    end = time.time()+seconds
+    while not what():
+        assert time.time() < end, 'it did not come'
+        time.sleep(.01)
+
+
+def test_kill_in_the_middle(tmp_path, start):
+    "kill -9: whatever is there is whole; the next run keeps it and makes the rest, and the end is as if nothing had happened"
+    (tmp_path/'many').mkdir()
+    for i in range(60): photo(60, 50, seed=i).save(tmp_path/'many'/f'{i:02d}.jpg')
+    p = start(tmp_path/'many', tmp_path/'a')
+    wait_for(lambda: len(results(tmp_path/'a')) >= 10)
+    p.send_signal(signal.SIGKILL); p.wait()
+    there = results(tmp_path/'a')
+    assert 10 <= len(there) < 60
+    (tmp_path/'a'/'.crappify'/'new'/'123').write_bytes(b'half of a')
+    with open(tmp_path/'a'/'.crappify'/'made.jsonl', 'a') as f: f.write('["59.jpg", "ab') # and a line that was cut off
+    out = start(tmp_path/'many', tmp_path/'a').communicate(timeout=60)[0]
+    made, kept = (int(out.split(' ' + o)[0].split()[-1]) for o in ('made', 'kept'))
+    assert made + kept == 60 and kept > 0
+    start(tmp_path/'many', tmp_path/'b').wait(timeout=60)
+    assert there.items() <= results(tmp_path/'a').items() and results(tmp_path/'a') == results(tmp_path/'b')
+    assert not list((tmp_path/'a'/'.crappify'/'new').iterdir())
+
+
+def test_two_at_once(src, tmp_path, start):
+    "The second waits, says so, and finds everything done"
+    procs = [start(src, tmp_path/'a') for _ in range(2)]
+    outs = [p.communicate(timeout=60)[0] for p in procs]
+    assert [p.returncode for p in procs] == [0, 0]
+    assert sorted(o.splitlines()[-1] for o in outs) == ['0 made, 12 kept from before, 0 left out', '12 made, 0 kept from before, 0 left out'], outs
+    start(src, tmp_path/'b').wait(timeout=60)
+    assert results(tmp_path/'a') == results(tmp_path/'b')
+
+
+def test_few_on_their_way():
+    "Never more than asked for, in order, each once"
+    from concurrent.futures import ThreadPoolExecutor
+    begun, most = [], []
+    def each(o): begun.append(o); return o
+    with ThreadPoolExecutor(2) as ex:
+        for i,o in enumerate(C._in_turn(ex, each, iter(range(200)), 6)):
+            assert o == i
+            most.append(len(begun)-i)
+    assert len(begun) == 200 and max(most) <= 6
+
+
+# On the fly
+
+@pytest.fixture
+def dls(src):
+    from fastai.vision.all import DataBlock, ImageBlock, RandomSplitter, Resize, get_image_files
+    def _f(fn=lecture, **kw):
+        block = DataBlock((crappy_block(fn, src, 5), ImageBlock), get_items=lambda p: get_image_files(p).sorted(), splitter=RandomSplitter(.25, seed=1), item_tfms=Resize(48))
+        return block.dataloaders(src, bs=4, **kw)
+    return _f
+
+
+def test_new_in_training_fixed_in_validation(dls, src, tmp_path):
+    import torch
+    d = dls(num_workers=0)
+    xb, yb = d.one_batch()
+    assert xb.shape == yb.shape == (4, 3, 48, 48) and not torch.equal(xb, yb)
+    first, again = ([o[0] for o in d.valid] for _ in range(2))
+    assert all(torch.equal(a, b) for a,b in zip(first, again))
+    t = d.train_ds
+    assert t[0][0].tobytes() != t[0][0].tobytes() and t[0][1].tobytes() == t[0][1].tobytes()
+    crappify_folder(lecture, src, tmp_path/'a', seed=5)
+    for f,(x,_) in zip(d.valid_ds.items, d.valid_ds): assert np.array_equal(x, Image.open(tmp_path/'a'/f.relative_to(src)).convert('RGB'))
+
+
+def test_workers_draw_differently(src):
+    "Two workers of a loader, and two epochs, see different damage to the same file; the seed decides all of it"
+    import torch
+    from fastai.vision.all import DataLoader, TfmdLists, ToTensor
+    f = sorted(src.rglob('*.jpg'))[0]
+    def epochs():
+        torch.manual_seed(3)
+        dl = DataLoader(TfmdLists([f]*8, [Crappify(gaussian_noise(20), src), ToTensor()], splits=[range(8), []]).train, bs=2, num_workers=2)
+        return [bytes(o.numpy().tobytes()) for _ in range(2) for b in dl for o in b]
+    a = epochs()
+    assert len(set(a)) == 16
+
+
+def test_crappify_takes_pictures_too(src):
+    from fastai.vision.core import PILImage
+    im, f = photo(), sorted(src.rglob('*.png'))[0]
+    t = Crappify('downscale(30) jpeg(20)', seed=2)
+    assert isinstance(t(PILImage.create(np.asarray(im))), PILImage) and t(str(f)).size == t(f).size and min(t(im).size) == 30
+    assert np.array_equal(t(f, split_idx=1), apply(t.fn, Image.open(f), 2, f.name))
+
+
+# Keeping
+
+strength = 2
+def helper(im, k=strength): return im.filter(ImageFilter.GaussianBlur(k))
+
+@preview(photo())
+def with_helper(im, rng, wide=(1, strength)):
+    "Uses a helper, a constant, a module and steps"
+    im = helper(im, float(rng.uniform(*wide)))
+    return chain(jpeg(60), sometimes(.5, fold(1)))(im, rng) if np.pi > 3 else im
+
+
+def test_save_and_load(python, data_folder):
+    "The same damage, here and in a Python that has seen nothing of it"
+    def made(q):
+        def inner(im, rng): return helper(jpeg(q)(im, rng), 1)
+        return inner
+    for name,fn in dict(one=with_helper, two=made(33), three=chain(with_helper, text(.2), made(7)), four=parse_steps('downscale(40) jpeg(9)')).items():
+        f = save_crappifier(name, fn)
+        assert f.is_relative_to(data_folder) and 'preview' not in f.read_text()
+        want = apply(fn, photo(), 4)
+        assert apply(load_crappifier(name), photo(), 4).tobytes() == want.tobytes()
+        photo().save('p.png')
+        res = python('from course_lib.crappify import *; import sys; sys.stdout.write(apply(load_crappifier(sys.argv[1]), open_photo("p.png")[0], 4).tobytes().hex())', name)
+        assert res.stdout == want.tobytes().hex(), res.stderr
+        save_crappifier(name+'_again', load_crappifier(name)) # and what was loaded can be kept again
+    assert {'one', 'two', 'three', 'four', 'one_again'} <= set(saved_crappifiers())
+
+
+def test_saved_over(tmp_path):
+    for q in (10, 20):
+        save_crappifier('mine', chain(jpeg(q)))
+        assert load_crappifier('mine') == chain(jpeg(q))
+
+
+def closing_over(v):
+    def fn(im, rng): return im if v else im
+    return fn
+
+def drifting(im, rng): return gaussian_noise(5)(im, np.random.default_rng())
+
+def failing(im, rng): return im.nothing()
+
+@pytest.mark.parametrize('name, fn, said', [('x', lambda im, rng: im, 'lambda'), ('x', chain(lambda im, rng: im), 'lambda'), ('x', closing_over(photo()), 'v is a Image, which cannot'),
+    ('x', closing_over(np.ones(3)), 'v is a ndarray'), ('x', drifting, 'other pictures when read back'), ('x', failing, 'does not work alone: AttributeError.*line'), ('x', chain(closing_over(1), closing_over(2)), 'two different things'),
+    ('jpeg', jpeg(3), "'jpeg' is taken"), ('chain', jpeg(3), 'is taken'), ('lecture', jpeg(3), 'is taken'), ('../x', jpeg(3), 'is no name'), ('', jpeg(3), 'is no name')])
+def test_what_cannot_be_kept(name, fn, said):
+    with pytest.raises(CourseError, match='(?s)'+said): save_crappifier(name, fn)
+    assert 'x' not in saved_crappifiers()
+
+
+def test_load_errors():
+    for name,said in (('nosuch', "no crappifier 'nosuch'. Expected one of .*lecture"), ('../../x', 'steps, character 1'), ('nosuch(1)', "no step 'nosuch'")):
+        with pytest.raises(CourseError, match=said): load_crappifier(name)
+    f = save_crappifier('edited', jpeg(3))
+    for code,said in (('crappifier = 1/0', 'ZeroDivisionError'), ('x = 3', 'crappifier = …'), ('def f(', 'SyntaxError')):
+        f.write_text(code)
+        with pytest.raises(CourseError, match=said): load_crappifier('edited')
+
+
+def test_by_name(src, tmp_path):
+    "A name stands for a crappifier wherever one is wanted, as `crappifier = …` in the settings does"
+    save_crappifier('mine_too', chain(downscale(40), jpeg(30)))
+    assert lesson_settings('03', 'sample').crappifier == 'lecture' and load_crappifier('lecture') == lecture
+    assert lesson_settings('03', 'full', crappifier='mine_too').dataset == 'pets'
+    crappify_folder('mine_too', src, tmp_path/'a'); crappify_folder('downscale(40) jpeg(30)', src, tmp_path/'b')
+    assert results(tmp_path/'a') == results(tmp_path/'b') and Crappify('mine_too').fn == chain(downscale(40), jpeg(30))
+
+
+def test_step_of_ones_own():
+    "A new step is in the library, in text, and can be kept with its source"
+    try:
+        @C.step('overlay')
+        def stripe(im, rng, wide=C.whole(1, 9, (2, 4), 'px', 'of the stripe')):
+            "A red stripe"
+            im = im.copy(); im.paste('red', (0, 0, wide, im.height))
+            return im
+        assert parse_steps('stripe(3)') == chain(stripe(3)) and apply(stripe(3), photo()).getpixel((2, 5)) == (255, 0, 0)
+        before = fingerprint(stripe(3))
+        save_crappifier('striped', stripe(3))
+        del steps['stripe']
+        assert apply(load_crappifier('striped'), photo()).getpixel((2, 5)) == (255, 0, 0) and fingerprint(steps['stripe'](3)) == before
+    finally: steps.pop('stripe', None)
+
+
+def test_explain():
+    "Only the learner's own line; a CourseError speaks for itself"
+    def f(im, rng): return 1/0
+    try: apply(chain(f), photo())
+    except Exception as e: assert explain(chain(f), e) == f'ZeroDivisionError: division by zero\nline {f.__code__.co_firstlineno}: def f(im, rng): return 1/0'
+    assert explain(f, CourseError('so it is')) == 'so it is' and isinstance(old_family, Step)
