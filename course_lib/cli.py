@@ -415,14 +415,14 @@ def train(
     if not hasattr(mod, 'train'): raise CourseError(f'{find_lesson(lesson)} has nothing to train outside its notebook')
     mod.train(lesson_settings(lesson, profile))
 
-# %% ../nbs/90_cli.ipynb #b6138209
+# %% ../nbs/90_cli.ipynb #603cfda1
 @call_parse
 def crappify(
     src:str,             # Folder of photographs
     dst:str,             # Folder for the crappy ones, which get the same names
     steps:str='lecture', # What ruins them: "downscale(96) jpeg(10,70) text", or a saved name, or lecture
     seed:int=0,          # Each file's random numbers come from it and from the file's path
-    workers:int=0        # Threads; 0: one a core
+    workers:int=0        # Processes; 0: one a core
 ) -> int: # 1 if a file was left out that seemed to be a picture, else 0
     "Ruin every photograph in a folder, for lessons 04 and 05; goes on where it was stopped"
     from course_lib.crappify import crappify_folder

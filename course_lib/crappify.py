@@ -12,23 +12,22 @@ __all__ = ['steps', 'combinators', 'filters', 'lecture', 'old_family', 'rng_for'
            'load_crappifier', 'save_crappifier', 'fingerprint', 'smallest_read', 'open_photo', 'crappy_name',
            'file_bytes', 'Report', 'crappify_folder', 'Crappify', 'crappy_block']
 
-# %% ../nbs/03a_crappifiers.ipynb #bb7f78ea
-import ast, dis, errno, hashlib, importlib, inspect, io, json, linecache, math, os, pickle, re, sys, textwrap
-import threading, traceback, warnings
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+# %% ../nbs/03a_crappifiers.ipynb #a4384200
+import ast, dis, errno, hashlib, importlib, inspect, io, json, linecache, math, os, pickle, re, signal, sys, textwrap
+import traceback, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from inspect import Parameter, Signature, signature
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from fastcore.basics import chunked
 from fasttransform import Transform
 from filelock import FileLock, Timeout
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageFont, ImageOps, UnidentifiedImageError
 from scipy import fft, ndimage
 from scipy.spatial import cKDTree
 from .core import CourseError, data_home, md_rows, show_images, tell_path, write_atomic
@@ -334,17 +333,25 @@ def downscale(im, rng,
     res.info.pop('drafted', None)
     return res.resize((w, h), Image.Resampling.BICUBIC) if back else res
 
-# %% ../nbs/03a_crappifiers.ipynb #bc973e0d
+# %% ../nbs/03a_crappifiers.ipynb #d34f0bcc
+class _JustWritten(ImageFile.ImageFile):
+    "A JPEG of our own making: what is in its header we know already"
+    format = 'JPEG'
+    def __init__(self, data, size):
+        self._known = size
+        super().__init__(io.BytesIO(data))
+        self.info['jpeg'] = data
+    def _open(self):
+        self._mode, self._size = 'RGB', self._known
+        self.tile = [('jpeg', (0, 0, *self._known), 0, ('RGB', ''))]
+
 @step('compression')
 def jpeg(im, rng,
     quality=whole(1, 100, (10, 70), '', 'of the JPEG, 1 to 100'),
     written=flag('write the quality into the picture first, as the lecture does')
 ):
     "Blocks, ringing and washed-out colours of a JPEG file"
-    data = jpeg_bytes(_with_number(im, rng, quality) if written else im, quality)
-    res = Image.open(io.BytesIO(data))
-    res.info['jpeg'] = data
-    return res
+    return _JustWritten(jpeg_bytes(_with_number(im, rng, quality) if written else im, quality), im.size)
 
 @lru_cache(maxsize=64)
 def _font(px): return ImageFont.load_default(px)
@@ -1073,27 +1080,25 @@ def _is_fresh(job, rel, known):
     except OSError: return False
     return known.get(rel, [None]*5)[:4] == [job.key, s.st_size, s.st_mtime_ns, d.st_size]
 
-# %% ../nbs/03a_crappifiers.ipynb #ff2f4540
+# %% ../nbs/03a_crappifiers.ipynb #c585299b
 class _Job(NamedTuple):
     "What every worker needs to know"
     fn:object; src:str; dst:str; seed:int; key:str; smallest:int|None
 
-class _CannotWrite(Exception): pass
-
 def _put(dst, rel, data):
-    "Write a file beside its place and move it there in one step; raises `_CannotWrite`, and leaves nothing half-written"
-    tmp, path = os.path.join(dst, '.crappify', 'new', str(threading.get_ident())), os.path.join(dst, rel)
+    "Write a file beside its place and move it there in one step; leaves nothing half-written"
+    tmp, path = os.path.join(dst, '.crappify', 'new', str(os.getpid())), os.path.join(dst, rel)
     try:
         with open(tmp, 'wb') as f: f.write(data)
         try: os.replace(tmp, path)
         except FileNotFoundError: # its folder is not there yet
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.replace(tmp, path)
-    except OSError as e:
+    except OSError:
         Path(tmp).unlink(missing_ok=True)
-        raise _CannotWrite(e) from None
+        raise
 
-# %% ../nbs/03a_crappifiers.ipynb #0c5fbc5c
+# %% ../nbs/03a_crappifiers.ipynb #204b2439
 def _why(e):
     "Why a file cannot be read, in a few words"
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)): return 'too many pixels (a bomb?)'
@@ -1102,29 +1107,71 @@ def _why(e):
     return f'cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
 
 class _Made(NamedTuple):
-    "What became of a file; `line` is for the list of what is made, `error` the function's own"
-    rel:str; line:list|None=None; note:tuple|None=None; error:Exception|None=None
+    "What became of a file"
+    rel:str               # its relative path
+    line:list|None=None   # for the list of what is made
+    note:tuple|None=None  # what it is, and what was done
+    error:str|None=None   # what the crappifier raised
+    full:tuple|None=None  # errno and text, where the result could not be written
 
 def _make_one(job, rel):
-    "Make the crappy version of one file; raises `_CannotWrite`"
+    "Make the crappy version of one file"
     path, name, left_out = os.path.join(job.src, rel), crappy_name(rel), lambda why: (why, 'left out')
     try:
         if not os.path.isfile(path): return _Made(rel, note=left_out('not a plain file'))
         st, (im, note) = os.stat(path), open_photo(path, job.smallest)
     except Exception as e: return _Made(rel, note=left_out(_why(e)))
     try: data = file_bytes(_checked(job.fn, job.fn(im, rng_for(job.seed, rel.replace(os.sep, '/')))), name)
-    except Exception as e: return _Made(rel, note=left_out(f'the crappifier failed: {explain(job.fn, e)}'), error=e)
-    _put(job.dst, name, data)
+    except Exception as e:
+        why = explain(job.fn, e)
+        return _Made(rel, note=left_out(f'the crappifier failed: {why}'), error=why)
+    try: _put(job.dst, name, data)
+    except OSError as e: return _Made(rel, full=(e.errno, e.strerror or str(e)))
     return _Made(rel, [job.key, st.st_size, st.st_mtime_ns, len(data), note], note)
 
-# %% ../nbs/03a_crappifiers.ipynb #d5e57fd4
-def _in_turn(ex, f, items, most):
-    "Like map, with at most `most` items on their way"
-    todo = deque()
-    for o in items:
-        todo.append(ex.submit(f, o))
-        if len(todo) >= most: yield todo.popleft().result()
-    while todo: yield todo.popleft().result()
+# %% ../nbs/03a_crappifiers.ipynb #6819f1bb
+def _work(job, pipe, not_mine):
+    "A worker's life: files come through its pipe, and what became of them goes back"
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
+    for o in not_mine: o.close() # else the pipes would not end when the parent does
+    try:
+        while batch := pipe.recv(): pipe.send([tuple(_make_one(job, o)) for o in batch])
+    except (EOFError, ConnectionError): pass
+
+def _hire(job, n):
+    "Start n workers; gives their pipes and processes"
+    ctx, pipes, procs = get_context('fork'), [], []
+    for _ in range(n):
+        ours, theirs = ctx.Pipe()
+        pipes.append(ours)
+        procs.append(ctx.Process(target=_work, args=(job, theirs, list(pipes)), daemon=True))
+        procs[-1].start()
+        theirs.close()
+    return pipes, procs
+
+# %% ../nbs/03a_crappifiers.ipynb #732f5425
+def _in_processes(job, batches, n):
+    "What becomes of the files, a batch at a time, in the order in which n processes finish them"
+    batches, (pipes, procs) = iter(batches), _hire(job, n)
+    waiting = dict.fromkeys(pipes, 0)
+    def give(o):
+        if batch := next(batches, None): o.send(batch); waiting[o] += 1
+    try:
+        for o in pipes*2: give(o) # one to work on, and the next
+        while any(waiting.values()):
+            for o in wait([k for k,v in waiting.items() if v]):
+                yield [_Made(*r) for r in o.recv()]
+                waiting[o] -= 1
+                give(o)
+    except (EOFError, ConnectionError): raise CourseError('a worker has died, of too little memory most often. Run it again with fewer workers') from None
+    finally:
+        for p in procs: p.kill()
+        for p in procs: p.join()
+
+def _in_order(job, batches, n):
+    "What becomes of the files, in this process or in n others"
+    if n > 1: yield from _in_processes(job, batches, n)
+    else: yield from ([_make_one(job, o) for o in batch] for batch in batches)
 
 def _progress(items, total, shown):
     "A progress bar where somebody watches and it takes a while"
@@ -1134,7 +1181,7 @@ def _progress(items, total, shown):
 
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/03a_crappifiers.ipynb #74153c99
+# %% ../nbs/03a_crappifiers.ipynb #b5caafa6
 class _Run:
     "A run over a folder: what is known from before, what comes out, and which errors are the function's own"
     def __init__(self, job, log):
@@ -1150,6 +1197,7 @@ class _Run:
         return todo
     def settle(self, made):
         "Count a file; what was made of it before and can no longer be made is taken away"
+        if made.full: raise OSError(*made.full)
         if made.note: self.report.notes.append((made.rel, *made.note))
         if made.error: self.failed.append(made)
         if made.line: self.report.made += 1
@@ -1157,30 +1205,29 @@ class _Run:
     def check(self, enough):
         "A function that fails on everything is no matter of the files"
         if len(self.failed) < enough or self.report.made or self.report.kept: return
-        o, fn = self.failed[0], self.job.fn
-        why = ' · '.join(explain(fn, o.error).splitlines())
-        raise CourseError(f'{fn_name(fn)} fails on every photograph so far. On {o.rel}: {why}')
+        o = min(self.failed)
+        why = ' · '.join(o.error.splitlines())
+        raise CourseError(f'{fn_name(self.job.fn)} fails on every photograph so far. On {o.rel}: {why}')
 
-# %% ../nbs/03a_crappifiers.ipynb #ec58bc1a
+# %% ../nbs/03a_crappifiers.ipynb #6ec862c0
 def _run(job, log, workers, shown):
-    "All files of a folder; raises `_CannotWrite`"
+    "All files of a folder; raises OSError when nothing can be written"
     run = _Run(job, log)
     todo = run.to_do()
-    size = max(1, min(8, len(todo)//(16*workers))) # files that a worker takes at a time
-    each = lambda rels: [_make_one(job, o) for o in rels]
-    with open(log, 'a', encoding='utf-8') as f, ThreadPoolExecutor(workers) as ex:
-        try:
-            batches = _in_turn(ex, each, chunked(todo, size), 3*workers)
-            for batch in _progress(batches, -(-len(todo)//size), shown):
-                for o in batch: run.settle(o)
-                f.write(''.join(json.dumps([o.rel, *o.line])+'\n' for o in batch if o.line))
-                f.flush()
-                run.check(enough=5)
-        finally: ex.shutdown(cancel_futures=True)
+    n = min(workers, max(1, len(todo)//4))
+    size = max(1, min(8, len(todo)//(16*n))) # files that a worker takes at a time
+    batches = [todo[i:i+size] for i in range(0, len(todo), size)]
+    with open(log, 'a', encoding='utf-8') as f:
+        for batch in _progress(_in_order(job, batches, n), len(batches), shown):
+            for o in batch: run.settle(o)
+            f.write(''.join(json.dumps([o.rel, *o.line])+'\n' for o in batch if o.line))
+            f.flush()
+            run.check(enough=5)
     run.check(enough=1)
+    run.report.notes.sort()
     return run.report
 
-# %% ../nbs/03a_crappifiers.ipynb #f9555e7b
+# %% ../nbs/03a_crappifiers.ipynb #a7ecb844
 @contextmanager
 def _alone(dst):
     "Only one run at a time in a folder; gives the hidden folder for its papers, tidied up"
@@ -1191,26 +1238,28 @@ def _alone(dst):
     except Timeout:
         print(f'{tell_path(dst)}: another run is at work here; waiting for it', flush=True)
         lock.acquire()
+    tidy = lambda: [o.unlink() for o in (home/'new').iterdir()] # what a killed process was just writing
     try:
-        for o in (home/'new').iterdir(): o.unlink() # what a killed run was just writing
+        tidy()
         yield home
-    finally: lock.release()
+    finally:
+        tidy()
+        lock.release()
 
 def _no_room(dst, e):
     "What to do when nothing more can be written"
-    e = e.args[0] if isinstance(e, _CannotWrite) else e
     full = e.errno in (errno.ENOSPC, errno.EDQUOT)
     why = 'the disk is full' if full else f'it cannot be written to ({e.strerror or e})'
     return (f"{tell_path(dst)}: {why}. What was finished is kept, and no half-written file is left. "
             f"{'Make room' if full else 'Mend that'}, and run it again: it goes on from there")
 
-# %% ../nbs/03a_crappifiers.ipynb #11b27ab5
+# %% ../nbs/03a_crappifiers.ipynb #e80b402f
 def crappify_folder(
     fn,               # a crappifier, or its name: see `load_crappifier`
     src:str|Path,     # folder of photographs, with folders inside it
     dst:str|Path,     # folder for the crappy ones, which get the same names: see `crappy_name`
     seed:int=0,       # each file's random numbers come from this and from its relative path
-    workers:int=None, # threads; None: one a core
+    workers:int=None, # processes; None: one a core; 1: this one alone
     shown:bool=True   # a progress bar, where somebody watches
 ) -> Report:
     "Crappify a folder, or what is missing of it; raises `CourseError` when nothing can be written"
@@ -1221,7 +1270,7 @@ def crappify_folder(
         with _alone(dst) as home, warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             return _run(job, home/'made.jsonl', workers or _cores(), shown)
-    except (_CannotWrite, OSError) as e: raise CourseError(_no_room(dst, e)) from None
+    except OSError as e: raise CourseError(_no_room(dst, e)) from None
 
 # %% ../nbs/03a_crappifiers.ipynb #f5e034bc
 class Crappify(Transform):

@@ -517,16 +517,18 @@ def test_bad_files(tmp_path, recwarn):
 
 def test_function_that_fails(src, tmp_path):
     "On some files: they are in the table. On all: an error, soon, with the line"
-    tried = []
+    tried = tmp_path/'tried'
     def sometimes_not(im, rng):
         if im.width % 3 == 0: raise ValueError('I do not like this one')
         return im
     rep = crappify_folder(sometimes_not, src, tmp_path/'a')
     assert counts(rep) == (8, 0, 4) and 'ValueError: I do not like this one' in rep.left_out[0][1] and 'line ' in rep.left_out[0][1]
-    def broken(im, rng): tried.append(1); return im.no_such_thing()
-    for i in range(40): photo(9, 9).save(src/f'more{i}.png')
-    with pytest.raises(CourseError, match='broken fails on every photograph so far. On 0.jpg: AttributeError.*line .*no_such_thing'): crappify_folder(broken, src, tmp_path/'b', workers=2)
-    assert 5 <= len(tried) < 30
+    def broken(im, rng):
+        with open(tried, 'a') as f: f.write('x')
+        return im.no_such_thing()
+    for i in range(90): photo(9, 9).save(src/f'more{i}.png')
+    with pytest.raises(CourseError, match='broken fails on every photograph so far. On .*: AttributeError.*line .*no_such_thing'): crappify_folder(broken, src, tmp_path/'b', workers=2)
+    assert 5 <= len(tried.read_text()) < 40
     with pytest.raises(CourseError, match='None'): crappify_folder(lambda im, rng: None, src, tmp_path/'c')
 
 
@@ -555,7 +557,7 @@ def test_full_disk(src, tmp_path, monkeypatch):
     "One clear line, no half-written file, nothing lost; with room again the next run goes on"
     whole = tmp_path/'whole'
     crappify_folder(lecture, src, whole, seed=1)
-    room = sum(map(len, results(whole).values()))//2
+    room = sum(map(len, results(whole).values()))//3
     with monkeypatch.context() as m:
         m.setattr(C, 'open', Full(room), raising=False)
         with pytest.raises(CourseError, match='the disk is full. What was finished is kept.*run it again') as e: crappify_folder(lecture, src, tmp_path/'a', seed=1, workers=2)
@@ -645,18 +647,6 @@ def test_two_at_once(src, tmp_path, start):
     assert sorted(o.splitlines()[-1] for o in outs) == ['0 made, 12 kept from before, 0 left out', '12 made, 0 kept from before, 0 left out'], outs
     start(src, tmp_path/'b').wait(timeout=60)
     assert results(tmp_path/'a') == results(tmp_path/'b')
-
-
-def test_few_on_their_way():
-    "Never more than asked for, in order, each once"
-    from concurrent.futures import ThreadPoolExecutor
-    begun, most = [], []
-    def each(o): begun.append(o); return o
-    with ThreadPoolExecutor(2) as ex:
-        for i,o in enumerate(C._in_turn(ex, each, iter(range(200)), 6)):
-            assert o == i
-            most.append(len(begun)-i)
-    assert len(begun) == 200 and max(most) <= 6
 
 
 # On the fly
