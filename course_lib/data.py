@@ -6,7 +6,7 @@
 __all__ = ['converters', 'registry', 'dataset', 'count_files', 'check_layout', 'check_archive', 'segnet_layout', 'full_data',
            'get_data', 'image_cache', 'random_crop', 'RandomPadCrop', 'TensorDL', 'describe_data', 'at_hand']
 
-# %% ../nbs/00b_data.ipynb #a4c84600
+# %% ../nbs/00b_data.ipynb #0149553f
 import hashlib, os, shutil, sys, tomllib
 from .core import CourseError, active_profile, course_file, data_home
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
 import fastai.data as fastai_data
-from fastai.vision.all import (AddMaskCodes, AttrDict, PILMask, Pipeline, RandTransform, Resize, TensorImage, TensorMask,
+from fastai.vision.all import (AddMaskCodes, AttrDict, PILBase, PILMask, Pipeline, RandTransform, Resize, TensorImage, TensorMask,
     TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, progress_bar, untar_dir)
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from filelock import FileLock
@@ -249,16 +249,18 @@ class RandomPadCrop(RandTransform):
         y = x if x.ndim == 4 else x[:,None]
         return random_crop(y.as_subclass(torch.Tensor), self.pad, self.i, self.j).reshape(x.shape)
 
-# %% ../nbs/00b_data.ipynb #b075bb41
+# %% ../nbs/00b_data.ipynb #7b1ae07f
 class _Squish(Resize):
     "What `sz` does to pictures that are read as usual; masks by nearest neighbour"
     def __init__(self, sz): super().__init__(sz, method='squish')
 
 def _targets(ys, sz):
-    "All targets as one tensor; masks through the cache"
-    if not isinstance(ys[0], PILMask): return fa_collate([ys[i] for i in range(len(ys))])
-    where = Pipeline(ys.tfms.fs[:-1]) # what leads from an item to the mask's file
-    return TensorMask(image_cache([where(o) for o in ys.items], PILMask.create, sz)[:,0])
+    "All targets as one tensor; masks and pictures through the cache"
+    cls = type(ys[0])
+    if not issubclass(cls, PILBase): return fa_collate([ys[i] for i in range(len(ys))])
+    where = Pipeline(ys.tfms.fs[:-1]) # what leads from an item to the target's file
+    y = image_cache([where(o) for o in ys.items], cls.create, sz)
+    return TensorMask(y[:,0]) if issubclass(cls, PILMask) else TensorImage(y)
 
 # %% ../nbs/00b_data.ipynb #e4faa47d
 class TensorDL(TfmdDL):
