@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['answers', 'fine_detail', 'save_preds', 'critic_conv', 'CriticBlock', 'patch_critic', 'critic_dls', 'critic_learner',
-           'give_back', 'critic_loss', 'generator_loss', 'one_side', 'critic_step', 'generator_step', 'FilmStrip',
-           'gan_learner', 'train_generator', 'train_critic', 'train', 'backbone_critic']
+           'give_back', 'critic_loss', 'generator_loss', 'one_side', 'critic_step', 'generator_step', 'StandStill',
+           'EvalMode', 'FilmStrip', 'gan_learner', 'train_generator', 'train_critic', 'train', 'backbone_critic']
 
 # %% ../nbs/04_gan_superres.ipynb #ac20a713
 import gc, tempfile
@@ -147,6 +147,19 @@ def generator_step(gen, critic, opt, xb, yb, weights=(1., 50.)):
     loss.backward(); opt.step(); opt.zero_grad()
     return loss.item()
 
+# %% ../nbs/04_gan_superres.ipynb #ad75bcbf
+class StandStill(Callback):
+    "The half of a `GANLearner` that does not train has no gradients, so that neither it nor its optimiser's state changes"
+    def before_step(self):
+        t = self.gan_trainer
+        for p in (t.critic if t.gen_mode else t.generator).parameters(): p.grad = None
+
+# %% ../nbs/04_gan_superres.ipynb #8a497ea6
+class EvalMode(Callback):
+    "Validates a `GANLearner` in evaluation mode, as any other Learner"
+    order = 5 # after the trainer
+    def before_validate(self): self.model.eval()
+
 # %% ../nbs/04_gan_superres.ipynb #49e0ba40
 class FilmStrip(Callback):
     "Restores the same pictures after every epoch, and counts the steps of both sides; for a `GANLearner`"
@@ -162,7 +175,7 @@ class FilmStrip(Callback):
         with torch.no_grad(): self.frames.append(gen.eval()(self.xb).cpu())
         gen.train(was)
 
-# %% ../nbs/04_gan_superres.ipynb #6694db14
+# %% ../nbs/04_gan_superres.ipynb #a3d04a7d
 def gan_learner(
     learn_gen, learn_crit, # the two learners, pre-trained or not
     cfg,                   # settings: wd
@@ -173,7 +186,7 @@ def gan_learner(
     for o in (learn_gen, learn_crit): o.model.requires_grad_(True) # a half that was frozen last would stay out of the optimiser
     return GANLearner.from_learners(learn_gen, learn_crit, weights_gen=(1., 50.), switcher=AdaptiveGANSwitcher(critic_thresh=.65),
         opt_func=partial(Adam, mom=0., sqr_mom=.99), wd=cfg.wd, metrics=[batch_psnr, batch_ssim],
-        cbs=[GANDiscriminativeLR(mult_lr=5.), strip], path=runs_home(), **kwargs)
+        cbs=[GANDiscriminativeLR(mult_lr=5.), StandStill(), EvalMode(), strip], path=runs_home(), **kwargs)
 
 # %% ../nbs/04_gan_superres.ipynb #2bb897b8
 def train_generator(
