@@ -240,7 +240,7 @@ def _spectral(m):
     for o in [o for o in m.modules() if isinstance(o, nn.Conv2d)]: spectral_norm(o)
     return m
 
-# %% ../nbs/04_gan_superres.ipynb #882acb92
+# %% ../nbs/04_gan_superres.ipynb #73698e9f
 @cache
 def _first_stage(cfg_items, seed): # the same for all experiments of one seed
     cfg = AttrDict(cfg_items)
@@ -257,7 +257,7 @@ def _game(critic=None, pretrain=True):
         else: learn_crit = critic_learner(learn_gen.dls, net)
         before = restored(learn_gen.model, learn_gen.dls.valid)
         learn = gan_learner(learn_gen, learn_crit, cfg, FilmStrip(before[0][:1].to(default_device())))
-        learn.fit(cfg.epochs_gan if pretrain else cfg.epochs_gan+cfg.epochs_open, cfg.lr_gan if pretrain else 4*cfg.lr_gan)
+        learn.fit(cfg.epochs_gan if pretrain else cfg.epochs_gan+cfg.epochs_open, cfg.lr_gan)
         _, outs, ys, _ = restored(learn.model.generator, learn_gen.dls.valid)
         figures = dict(psnr=batch_psnr(outs, ys).item(), ssim=batch_ssim(outs, ys).item(), detail=fine_detail(outs))
         return {**figures, 'pretrained': float(had), 'generator_share': float(np.mean(learn.film_strip.sides))}
