@@ -28,7 +28,7 @@ from .resnet import course_learner
 from .samples import cut_patches, photo_sources
 from .unet import SelfAttention, Unet, layer_shapes, make_unet, small_encoder
 
-# %% ../nbs/05a_restore.ipynb #9e1a18af
+# %% ../nbs/05a_restore.ipynb #549a33ab
 model_kinds = {} # name → function from settings to an untrained network
 
 def model_kind(
@@ -46,11 +46,11 @@ def photo_unet(
     return InputUnet(small_encoder(tuple(cfg['widths'])), 3, (64,64), bottle=True, blur=True, y_range=(-3,3))
 
 def make_restorer(
-    cfg # settings of lesson 05: arch, pretrained, norm, size, from_input
+    cfg # settings of lesson 05: arch, pretrained, norm, crop, from_input
 ) -> tuple: # (a U-Net from pictures to pictures, whether its encoder was pretrained)
     "Lesson 05's U-Net: blur, and no attention; `from_input` lets it begin as the identity"
     cls, y_range = (InputUnet, (-3,3)) if cfg['from_input'] == 'yes' else (Unet, None)
-    return make_unet(AttrDict(cfg), 3, (cfg['size'],)*2, cls=cls, blur=True, y_range=y_range)
+    return make_unet(AttrDict(cfg), 3, (cfg['crop'],)*2, cls=cls, blur=True, y_range=y_range)
 
 @model_kind
 def restorer(
