@@ -76,7 +76,7 @@ def kernel_env(profile, runs):
     return {**os.environ, 'COURSE_PROFILE': profile, 'COURSE_RUNS': str(runs), 'JUPYTER_PREFER_ENV_PATH': '1',
             'PYTHONWARNINGS': os.environ.get('PYTHONWARNINGS') or 'ignore::FutureWarning:torch.jit._script'}
 
-# %% ../nbs/90_cli.ipynb #2b23bd41
+# %% ../nbs/90_cli.ipynb #e16aa0ff
 def execute(
     nb,            # a notebook (nbformat); its outputs are filled in
     folder:Path,   # where the kernel works
@@ -88,7 +88,7 @@ def execute(
     from traitlets.config import Config
     os.environ['JUPYTER_PREFER_ENV_PATH'] = '1'
     with tempfile.TemporaryDirectory() as d: # the kernel is spoken to through files here, not through open ports
-        client = NotebookClient(nb, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(folder)}},
+        client = NotebookClient(nb, timeout=None, kernel_name='python3', store_widget_state=False, resources={'metadata': {'path': str(folder)}},
             config=Config({'KernelManager': {'transport': 'ipc', 'ip': f'{d}/k'}}))
         if each: client.on_cell_start = lambda cell, cell_index: each(cell_index, len(nb.cells))
         with ThreadPoolExecutor(1) as ex:
