@@ -249,20 +249,24 @@ class RandomPadCrop(RandTransform):
         y = x if x.ndim == 4 else x[:,None]
         return random_crop(y.as_subclass(torch.Tensor), self.pad, self.i, self.j).reshape(x.shape)
 
-# %% ../nbs/00b_data.ipynb #7b1ae07f
+# %% ../nbs/00b_data.ipynb #895de42f
 class _Squish(Resize):
     "What `sz` does to pictures that are read as usual; masks by nearest neighbour"
     def __init__(self, sz): super().__init__(sz, method='squish')
+
+def _files_of(tl):
+    "The files that the items of a list lead to, by all transforms but the last, which opens them"
+    where = Pipeline(tl.tfms.fs[:-1])
+    return [where(o) for o in tl.items]
 
 def _targets(ys, sz):
     "All targets as one tensor; masks and pictures through the cache"
     cls = type(ys[0])
     if not issubclass(cls, PILBase): return fa_collate([ys[i] for i in range(len(ys))])
-    where = Pipeline(ys.tfms.fs[:-1]) # what leads from an item to the target's file
-    y = image_cache([where(o) for o in ys.items], cls.create, sz)
+    y = image_cache(_files_of(ys), cls.create, sz)
     return TensorMask(y[:,0]) if issubclass(cls, PILMask) else TensorImage(y)
 
-# %% ../nbs/00b_data.ipynb #e4faa47d
+# %% ../nbs/00b_data.ipynb #440bed13
 class TensorDL(TfmdDL):
     "A `TfmdDL` that decodes pictures once and takes batches by index; lists under 50 are read as usual"
     def __init__(self, dataset, bs=64, sz=None, num_workers=0, **kwargs):
@@ -277,7 +281,7 @@ class TensorDL(TfmdDL):
         "The decoded pictures and the targets; built at the first call"
         if self._tensors is None:
             xs = self.dataset.tls[0]
-            x = image_cache(xs.items, type(xs[0]).create, self.sz)
+            x = image_cache(_files_of(xs), type(xs[0]).create, self.sz)
             self._tensors = x, _targets(self.dataset.tls[1], self.sz)
         return self._tensors
 

@@ -7,7 +7,7 @@ __all__ = ['answers', 'fine_detail', 'save_preds', 'critic_conv', 'CriticBlock',
            'give_back', 'critic_loss', 'generator_loss', 'one_side', 'critic_step', 'generator_step', 'StandStill',
            'EvalMode', 'FilmStrip', 'gan_learner', 'train_generator', 'train_critic', 'train', 'backbone_critic']
 
-# %% ../nbs/04_gan_superres.ipynb #ac20a713
+# %% ../nbs/04_gan_superres.ipynb #8a0df828
 import gc, tempfile
 from copy import deepcopy
 from functools import cache, partial
@@ -20,7 +20,7 @@ from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminati
 from .core import CourseError, default_device, runs_home, seed_everything
 from .data import TensorDL
 from .models import imagenet_weights, torchvision_encoder
-from .pairs import (SquarePhoto, batch_psnr, batch_ssim, gen_learner, held_out, make_generator, make_pairs, often, pair_dls,
+from .pairs import (SquarePhoto, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator, make_pairs, pair_dls,
     pair_tfms, restored, to_pil, unit)
 from .resnet import course_learner
 from .unet import SelfAttention, fit_stage, layer_shapes
@@ -78,7 +78,7 @@ def patch_critic(
         layers += [nn.Dropout2d(p), critic_conv(nf, 2*nf, 4, 2, *attend)]
     return nn.Sequential(*layers, spectral_norm(nn.Conv2d(2*nf, 1, 4, bias=False)), nn.Flatten())
 
-# %% ../nbs/04_gan_superres.ipynb #f7331960
+# %% ../nbs/04_gan_superres.ipynb #5e755541
 def critic_dls(
     real:list, fake:list, root, # photographs; what was made of each of them, in the same order; the photographs' folder
     cfg                         # settings: bs_critic, size, crop, max_zoom
@@ -86,8 +86,8 @@ def critic_dls(
     "Photographs and generated pictures, to tell apart; split as the pairs are"
     origin, classes = {**{o: o for o in real}, **dict(zip(fake, real))}, ['generated', 'photograph']
     is_valid = lambda o: held_out(origin[o], root)
-    block = DataBlock((ImageBlock(SquarePhoto), CategoryBlock(classes)), get_items=lambda _: often(list(origin), is_valid, cfg),
-        get_y=lambda o: classes[origin[o] == o], splitter=FuncSplitter(is_valid), batch_tfms=pair_tfms(cfg))
+    block = DataBlock((ImageBlock(SquarePhoto), CategoryBlock(classes)), splitter=FuncSplitter(is_valid), batch_tfms=pair_tfms(cfg),
+        get_items=lambda _: [o for o in origin for _ in range(draws(is_valid(o), cfg))], get_y=lambda o: classes[origin[o] == o])
     return block.dataloaders(root, bs=cfg.bs_critic, dl_type=TensorDL, sz=(cfg.size,)*2, device=default_device())
 
 # %% ../nbs/04_gan_superres.ipynb #c2184ef6
