@@ -17,8 +17,10 @@ from .lab import Divided, Shown, _css_line, _css_stage, _unseen, watched
 from .restore import box_file, load_model, restore_photo
 from .samples import photo_sources
 
-# %% ../nbs/05b_restore_page.ipynb #f50f0c51
-examples = {'a cat, from a small JPEG': ('cat', 'downscale(150, back=True) jpeg(30)'), 'a cup in bad light': ('coffee', 'gaussian_noise(14) jpeg(40)'),
+# %% ../nbs/05b_restore_page.ipynb #771b5130
+examples = { # what it is called → (photograph, damage)
+    'a cat, from a small JPEG': ('cat', 'downscale(150, back=True) jpeg(30)'),
+    'a cup in bad light': ('coffee', 'gaussian_noise(14) jpeg(40)'),
     'somebody wrote on a portrait': ('portrait', 'jpeg(45) text(.09)')}
 
 def example(
@@ -30,7 +32,7 @@ def example(
     im.thumbnail((512, 512))
     return apply(parse_steps(steps), im, 1)
 
-# %% ../nbs/05b_restore_page.ipynb #1466a646
+# %% ../nbs/05b_restore_page.ipynb #6ad09ac3
 class Photo:
     "A photograph that is to be restored: before, after, and the bytes of a file to take home"
     def __init__(self,
@@ -40,7 +42,8 @@ class Photo:
     ):
         im = data if isinstance(data, Image.Image) else self.read(data)
         if im.width*im.height*enlarge**2 > most:
-            raise CourseError(f'{im.width} × {im.height} pixels, enlarged {enlarge} times: this page takes {most/1e6:.0f} megapixels. Use course restore')
+            raise CourseError(f'{im.width} × {im.height} pixels, enlarged {enlarge} times: this page takes {most/1e6:.0f} megapixels. '
+                              'Use course restore')
         self.before, self.after = im, restore_photo(model, im, enlarge=enlarge)
     def read(self, data):
         with warnings.catch_warnings():
@@ -52,10 +55,10 @@ class Photo:
         for o in small: o.thumbnail((side, side))
         return Shown(*small, jpeg_bytes(small[1], 90))
 
-# %% ../nbs/05b_restore_page.ipynb #8416db96
+# %% ../nbs/05b_restore_page.ipynb #28a11c13
 _css_page = '''.cl-page { max-width: 560px; } .cl-page .cl-said { color: var(--jp-error-color1, #b00); }
 .cl-page a { padding: 4px 10px; border-radius: 4px; background: var(--jp-brand-color1, #1976d2); color: #fff; text-decoration: none; }'''
-_link = '<a download="{}" href="data:{};base64,{}">take it home ({:.1f} MB)</a>'
+_link = '<a download="{}" href="data:{};base64,{}">take it home ({:,.0f} kB)</a>'
 
 class RestorePage:
     "Upload, compare, take home"
@@ -91,11 +94,12 @@ class RestorePage:
         self.view.show(self.photo.shown())
         name = Path(self.name).stem.replace(' ', '-') + '-restored.jpg'
         data = file_bytes(self.photo.after, name)
-        self.home.value = _link.format(html.escape(name, quote=True), 'image/jpeg', base64.b64encode(data).decode(), len(data)/1e6)
+        self.home.value = _link.format(html.escape(name, quote=True), 'image/jpeg', base64.b64encode(data).decode(), len(data)/1e3)
     def _repr_mimebundle_(self, **kwargs): # the widgets where somebody is there to use them, else a picture
         seen = watched() or 'VOILA_REQUEST_URL' in os.environ
-        data = {'text/plain': 'restore_page()', 'image/jpeg': base64.b64encode(beside([self.photo.before, self.photo.after], ['before', 'after'], 2, 3.4).data).decode()}
-        return {**self.box._repr_mimebundle_(), 'text/plain': 'restore_page()'} if seen else data
+        if seen: return {**self.box._repr_mimebundle_(), 'text/plain': 'restore_page()'}
+        picture = beside([self.photo.before, self.photo.after], ['before', 'after'], 2, 3.4)
+        return {'text/plain': 'restore_page()', 'image/jpeg': base64.b64encode(picture.data).decode()}
 
 # %% ../nbs/05b_restore_page.ipynb #5cb6ca06
 def restore_page(

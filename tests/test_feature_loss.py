@@ -1,0 +1,154 @@
+"The feature loss: judges of any kind, the fast loss against a plain one, bad settings, random judges"
+import gc, weakref
+import pytest, torch, torch.nn.functional as F
+from torch import nn
+from course_lib.core import CourseError, lesson_settings
+from course_lib.feature_loss import (FeatureLoss, Judge, answers, answers_full, fold_norms, gram_matrix, lsuv_, make_judge, make_loss,
+    part_metrics, spread_of)
+from course_lib.models import torchvision_encoder
+from course_lib.unet import Hooks, before_it_shrinks, layer_shapes
+
+
+def lively(arch):
+    "A network with norms that do something"
+    torch.manual_seed(0)
+    net = torchvision_encoder(arch).eval().requires_grad_(False)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, .2); m.running_var.uniform_(.5, 2); m.weight.uniform_(.5, 1.5); m.bias.normal_(0, .2)
+    return net
+
+
+def kept(net, ids, x):
+    "What the whole network's layers give out, copied at that moment"
+    res = {}
+    hooks = [net[i].register_forward_hook(lambda m, inp, out, i=i: res.update({i: out.clone()})) for i in ids]
+    net(x)
+    for h in hooks: h.remove()
+    return [res[i] for i in ids]
+
+
+@pytest.mark.parametrize('arch, places', [('vgg16_bn', [5,12,22,32,42]), ('vgg11_bn', None), ('vgg11', None), ('resnet18', None), ('mobilenet_v2', None),
+    ('squeezenet1_1', None), ('densenet121', None)])
+def test_any_judge(arch, places):
+    "Cut and folded, every network sees what it saw as a whole, and is left alone itself"
+    net, x = lively(arch), torch.randn(2,3,64,64)
+    ids = before_it_shrinks(layer_shapes(net))
+    if places: assert ids == places
+    want, norms = kept(net, ids[:3], x), sum(isinstance(o, nn.BatchNorm2d) for o in net.modules())
+    judge = Judge(net, ids[:3])
+    for a,b in zip(want, judge(x)): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4*a.abs().max().item())
+    assert sum(isinstance(o, nn.BatchNorm2d) for o in net.modules()) == norms
+    assert len(judge.net) == max(ids[:3])+1 < len(net) and not any(p.requires_grad for p in judge.parameters())
+
+
+def test_judge_stays_frozen():
+    judge = Judge(lively('vgg11_bn'), [2, 6])
+    assert not judge.train().training and not any(o.training for o in judge.modules())
+
+
+def test_nothing_is_kept():
+    "After a pass the judge holds no activations, and when it goes its hooks go too"
+    net = lively('vgg11_bn')
+    judge = Judge(net, [2, 6])
+    out = weakref.ref(judge(torch.randn(1,3,32,32))[0])
+    gc.collect()
+    assert out() is None
+    layer = judge.net[2]
+    assert len(layer._forward_hooks) == 1
+    del judge
+    gc.collect()
+    assert not layer._forward_hooks
+
+
+def test_fold_norms_of_pairs_only():
+    "A norm that follows something else than a convolution stays"
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    assert [type(o).__name__ for o in fold_norms(net)] == ['Conv2d', 'ReLU', 'BatchNorm2d', 'Conv2d', 'Identity']
+
+
+def plain(net, ids, wgts, pred, targ, gram):
+    with Hooks(net[i] for i in ids) as hooks:
+        net(targ); b = [h.stored.clone() for h in hooks]
+        net(pred); a = [h.stored for h in hooks]
+        g = lambda x: torch.einsum('nchw,ndhw->ncd', x, x)/x[0].numel()
+        return F.l1_loss(pred, targ) + sum(w*F.l1_loss(p, q) + w*w*gram*F.l1_loss(g(p), g(q)) for w,p,q in zip(wgts, a, b))
+
+
+@pytest.mark.parametrize('arch', ['vgg11_bn', 'vgg16_bn'])
+def test_fast_is_plain(arch):
+    "The value to 1e-4, the slope to 1e-4 in 64 bits"
+    net = lively(arch)
+    ids, net = before_it_shrinks(layer_shapes(net))[1:4], net.double()
+    x, y = torch.randn(2,2,3,48,48).double()
+    loss, slopes, values = FeatureLoss(Judge(net, ids)), [], []
+    for f in (loss, lambda a, b: plain(net, ids, (5,15,2), a, b, 5e3)):
+        p = x.clone().requires_grad_()
+        values.append(f(p, y))
+        slopes.append(torch.autograd.grad(values[-1], p)[0])
+    assert abs(values[0]/values[1]-1) < 1e-6 and (slopes[0]-slopes[1]).norm() < 1e-4*slopes[1].norm()
+
+
+def test_zero_for_equals_and_no_graph_for_the_target():
+    judge, y = Judge(lively('vgg11_bn'), [2, 6]), torch.randn(1,3,32,32)
+    loss = FeatureLoss(judge, (1,1))
+    assert loss(y, y).item() == 0
+    t = y.clone().requires_grad_()
+    loss(torch.randn(1,3,32,32, requires_grad=True), t).backward()
+    assert t.grad.norm() <= 1/t.numel()**.5 # of the pixels' part alone
+
+
+def test_parts_add_up():
+    loss = FeatureLoss(Judge(lively('vgg11_bn'), [2, 6]), (2, 3), gram=100, pixel=.5, base='mse')
+    x, y = torch.randn(2,1,3,32,32)
+    total = loss(x, y)
+    assert [f.__name__ for f in part_metrics(loss)] == ['pixel', 'feat_0', 'feat_1', 'gram_0', 'gram_1'] == loss.names
+    torch.testing.assert_close(sum(f(x, y) for f in part_metrics(loss)), total)
+    torch.testing.assert_close(loss.parts['pixel'], .5*F.mse_loss(x, y))
+    assert not any(o.requires_grad for o in loss.parts.values())
+
+
+def test_sixteen_bits():
+    "The judge in bfloat16 says nearly the same, and pulls in nearly the same direction"
+    judge, (x, y) = Judge(lively('vgg11_bn'), [2, 6]), torch.randn(2,2,3,32,32)
+    slopes, values = [], []
+    for low in (None, torch.bfloat16):
+        p = x.clone().requires_grad_()
+        values.append(FeatureLoss(judge, (1,1), low=low)(p, y))
+        slopes.append(torch.autograd.grad(values[-1], p)[0].flatten())
+    assert abs(values[1]/values[0]-1) < .03 and F.cosine_similarity(*slopes, dim=0) > .98
+
+
+def test_gram_is_blind_to_places():
+    x = torch.randn(2,6,5,7)
+    y = x.flatten(2)[..., torch.randperm(35)].reshape(x.shape)
+    torch.testing.assert_close(gram_matrix(x), gram_matrix(y))
+    torch.testing.assert_close(gram_matrix(x), gram_matrix(x.contiguous(memory_format=torch.channels_last)))
+    assert not torch.allclose(gram_matrix(x), gram_matrix(torch.randn(2,6,5,7)))
+
+
+@pytest.mark.parametrize('arch', ['vgg11_bn', 'squeezenet1_1', 'mobilenet_v2'])
+def test_lsuv(arch):
+    "Each convolution gives out unit variance, also where no norm is left to help"
+    x = torch.randn(4,3,64,64)
+    net = lsuv_(Judge(torchvision_encoder(arch), [before_it_shrinks(layer_shapes(torchvision_encoder(arch)))[1]]).net, x)
+    for m in [o for o in net.modules() if isinstance(o, nn.Conv2d)]: assert abs(spread_of(net, m, x)[0]-1) < .02
+
+
+@pytest.mark.parametrize('layers', ['5', '', '0 9'])
+def test_layers_that_are_not_there(layers):
+    cfg = lesson_settings('05', 'sample', judge_layers=layers)
+    with pytest.raises(CourseError, match='vgg11_bn shrinks 5 times. Expected numbers from 0 to 4'): make_judge(cfg, torch.randn(1,3,64,64))
+
+
+def test_pretrained_is_insisted_on(monkeypatch, tmp_path):
+    "Without weights: `yes` fails, `no` does not look"
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr('course_lib.models.download_url', lambda *a, **k: (_ for _ in ()).throw(OSError('no network')))
+    with pytest.raises(CourseError, match='no ImageNet weights'): make_loss(lesson_settings('05', 'sample', pretrained='yes'), torch.randn(2,3,64,64))
+    assert make_loss(lesson_settings('05', 'sample'), torch.randn(2,3,64,64))[1] is False
+
+
+def test_experiments_change_settings_that_exist():
+    for k,f in {**answers, **answers_full}.items():
+        assert set(getattr(f, 'changed', {})) <= set(lesson_settings('05', 'full')), k
