@@ -66,7 +66,8 @@ def networks(arch, pretrained, pictures, device):
     "The same weights twice: as torchvision has them, and as our judge keeps them"
     import copy, torch
     from course_lib.models import imagenet_weights, torchvision_encoder
-    from course_lib.style import as_judge_sees, fold_norms, keep_outputs, plain_vgg, unit_variance_
+    from course_lib.feature_loss import fold_norms
+    from course_lib.style import as_judge_sees, keep_outputs, plain_vgg, unit_variance_
     weights = None if arch == 'small' else imagenet_weights(arch, pretrained)
     net = plain_vgg() if arch == 'small' else torchvision_encoder(arch, weights)
     keep_outputs(net).eval().requires_grad_(False)

@@ -7,11 +7,11 @@ __all__ = ['disc', 'paste', 'places', 'nearest_places', 'object_gram', 'style_at
            'consistent_places', 'neighbours_kept', 'carried_to', 'histogram_match', 'histogram_at', 'variation',
            'tv_weight', 'second_pass', 'guided_filter', 'smooth_colours']
 
-# %% ../nbs/08b_painterly_harmonization.ipynb #df16a1e5
+# %% ../nbs/08b_painterly_harmonization.ipynb #b8f18d52
 import torch, torch.nn.functional as F
 from .core import CourseError
 from .style import Canvas, block_ends, content_term, features, optimise, picture_loss, relative_error
-from .style import gram_matrix
+from .feature_loss import gram_matrix
 
 # %% ../nbs/08b_painterly_harmonization.ipynb #8435263e
 def disc(

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['lbfgs', 'answers', 'open_picture', 'picture_batch', 'soft_noise', 'optimise', 'Canvas', 'plain_vgg', 'keep_outputs',
-           'unit_variance_', 'fold_norms', 'as_judge_sees', 'make_judge', 'relative_error', 'features', 'block_ends',
-           'content_term', 'picture_loss', 'gram_matrix', 'style_terms', 'transfer_loss', 'match_colours', 'half_type',
-           'sizes_up_to', 'transfer', 'keep_colours', 'save_picture', 'style_file', 'diagonal', 'halves', 'patchiness',
-           'painter_net', 'train_painter', 'total_variation', 'masked_gram', 'masked_transfer']
+           'unit_variance_', 'as_judge_sees', 'style_judge', 'relative_error', 'features', 'block_ends', 'content_term',
+           'picture_loss', 'style_terms', 'transfer_loss', 'match_colours', 'half_type', 'sizes_up_to', 'transfer',
+           'keep_colours', 'save_picture', 'style_file', 'diagonal', 'halves', 'patchiness', 'painter_net',
+           'train_painter', 'total_variation', 'masked_gram', 'masked_transfer']
 
-# %% ../nbs/08_style_transfer.ipynb #22e514ae
+# %% ../nbs/08_style_transfer.ipynb #62c20ca9
 import hashlib, json, math, os, time, warnings, zipfile
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from scipy.ndimage import median_filter
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.vgg import make_layers
 from .core import CourseError, default_device, seed_everything
 from .data import get_data
+from .feature_loss import fold_norms, gram_matrix
 from .models import imagenet_weights, torchvision_encoder
 from .unet import Hooks, before_it_shrinks, layer_shapes
 
@@ -168,25 +168,14 @@ def unit_variance_(
             if conv.bias is not None: conv.bias.sub_(mean/std)
     return net
 
-# %% ../nbs/08_style_transfer.ipynb #b8e6bbce
-def fold_norms(
-    net:nn.Sequential # in eval mode; changed in place
-) -> nn.Sequential:
-    "Put each batch norm into the convolution before it, and leave an `Identity` in its place, so that indices stay"
-    for seq in [o for o in net.modules() if isinstance(o, nn.Sequential)]:
-        for i in range(len(seq)-1):
-            if isinstance(seq[i], nn.Conv2d) and isinstance(seq[i+1], nn.BatchNorm2d):
-                seq[i], seq[i+1] = fuse_conv_bn_eval(seq[i], seq[i+1]), nn.Identity()
-    return net
-
 # %% ../nbs/08_style_transfer.ipynb #c74fa61b
 def as_judge_sees(x):
     "Minus ImageNet's mean, divided by its standard deviation; (n, 3, h, w)"
     stats = torch.tensor([[.485,.456,.406], [.229,.224,.225]], device=x.device, dtype=x.dtype)[...,None,None]
     return (x-stats[0])/stats[1]
 
-# %% ../nbs/08_style_transfer.ipynb #bb21564b
-def make_judge(
+# %% ../nbs/08_style_transfer.ipynb #4a6b8230
+def style_judge(
     arch:str,       # `small`, or a name in torchvision.models
     pretrained:str, # `no`, `auto` or `yes`, see `imagenet_weights`
     pictures,       # (n, 3, h, w), 0 to 1: what random weights are measured on
@@ -251,15 +240,6 @@ def picture_loss(
         got = dict(zip(layers, features(net, layers, x, half)))
         return sum(f(got[i]) for i,f in terms) + sum(f(x) for f in pixels)
     return loss
-
-# %% ../nbs/08_style_transfer.ipynb #9c290782
-def gram_matrix(
-    x # (n, c, h, w)
-):    # (n, c, c)
-    "Which channels appear together, over all places (Gatys et al. 2015, equation 3), divided by c·h·w"
-    n, c, h, w = x.shape
-    f = x.reshape(n, c, h*w)
-    return f @ f.transpose(1, 2) / (c*h*w)
 
 # %% ../nbs/08_style_transfer.ipynb #86b512df
 def style_terms(
@@ -383,7 +363,7 @@ def save_picture(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/08_style_transfer.ipynb #59da140b
+# %% ../nbs/08_style_transfer.ipynb #b15da7a0
 def style_file(
     content:str|Path, painting:str|Path, # picture files
     out:str|Path,             # a .png or .jpg file for the result
@@ -391,7 +371,7 @@ def style_file(
     weight:float=5.,          # of the style
     keep:bool=False,          # keep the photograph's colours
     evals:int=300,            # see `transfer`
-    arch:str='squeezenet1_1', # the judge, see `make_judge`
+    arch:str='squeezenet1_1', # the judge, see `style_judge`
     pretrained:str='auto',    # likewise
     tell=print,               # is told where the work is, in a line
     every:int=20              # evaluations between two pictures so far
@@ -419,10 +399,10 @@ def _watcher(part, so_far, key, size, tell, every):
         if i % every == 0: _write_state(part, so_far, key, x.clamp(0, 1), (k, i))
     return each
 
-# %% ../nbs/08_style_transfer.ipynb #867b794f
+# %% ../nbs/08_style_transfer.ipynb #d8bde7e6
 def _file_judge(arch, pretrained, ims, tell):
     seed_everything(0)
-    net, trained = make_judge(arch, pretrained, torch.cat([picture_batch(o, (96, 96), 'cpu') for o in ims]))
+    net, trained = style_judge(arch, pretrained, torch.cat([picture_batch(o, (96, 96), 'cpu') for o in ims]))
     if not trained: tell('random weights: colours and short marks, and no more')
     return net, trained
 
@@ -463,7 +443,7 @@ def patchiness(
     grams = [gram_matrix(o) for o in features(net, block_ends(net), quarters)]
     return sum(relative_error(g, g.mean(0, keepdim=True)).mean().item() for g in grams)/len(grams)
 
-# %% ../nbs/08_style_transfer.ipynb #296ec245
+# %% ../nbs/08_style_transfer.ipynb #d6de3745
 def _parts(cfg, seed):
     "The lesson's pictures, judge and start, on the default device"
     path = Path(get_data(cfg.dataset, cfg.profile))
@@ -471,7 +451,7 @@ def _parts(cfg, seed):
     style = [load(o) for o in sorted(path.glob('style_*'), key=lambda o: cfg.style_name not in o.name)]
     content = load(next(iter(sorted(path.glob(f'content_{cfg.content_name}.*')))))
     seed_everything(seed)
-    net = make_judge(cfg.arch, cfg.pretrained, torch.cat([content, style[0]]))[0]
+    net = style_judge(cfg.arch, cfg.pretrained, torch.cat([content, style[0]]))[0]
     return net, content, style[0], style[1], soft_noise(content.shape[-2:], 8, seed)
 
 # %% ../nbs/08_style_transfer.ipynb #bf8fa1e7

@@ -4,7 +4,7 @@ import pytest, torch
 from course_lib.core import CourseError
 from course_lib.harmonize import (carried_to, consistent_places, disc, first_pass, guided_filter, histogram_match, nearest_places,
     neighbours_kept, paste, places, second_pass, smooth_colours, tv_weight, variation)
-from course_lib.style import make_judge, soft_noise
+from course_lib.style import style_judge, soft_noise
 
 rand = lambda *sz, seed=0: torch.rand(*sz, generator=torch.Generator().manual_seed(seed))
 
@@ -80,7 +80,7 @@ def test_guided_filter_shifts_nothing():
 def test_two_passes_stay_in_the_mask():
     torch.manual_seed(0)
     painting, obj = soft_noise((48, 48), 5, 0, 'cpu'), rand(1, 3, 24, 24)
-    net = make_judge('small', 'no', painting, torch.device('cpu'))[0]
+    net = style_judge('small', 'no', painting, torch.device('cpu'))[0]
     pasted, mask = paste(painting, obj, disc((24, 24), (.5, .5), (.5, .5)), (.5, .5), .5)
     x, l1 = first_pass(net, painting, pasted, mask, evals=12)
     y, l2 = second_pass(net, painting, pasted, mask, x, evals=12)

@@ -8,7 +8,8 @@ from torch import nn
 from course_lib import style as S
 from course_lib.core import CourseError, lesson_settings
 from course_lib.data import get_data
-from course_lib.style import (Canvas, block_ends, features, gram_matrix, keep_colours, make_judge, match_colours, open_picture,
+from course_lib.feature_loss import gram_matrix
+from course_lib.style import (Canvas, block_ends, features, keep_colours, style_judge, match_colours, open_picture,
     optimise, picture_batch, save_picture, sizes_up_to, soft_noise, style_file, style_terms, picture_loss, transfer, transfer_loss)
 
 rand = lambda *sz, seed=0: torch.rand(*sz, generator=torch.Generator().manual_seed(seed))
@@ -21,7 +22,7 @@ def pics(): return rand(1, 3, 48, 48), soft_noise((48, 48), 5, 1)
 @pytest.fixture(scope='module')
 def judge(pics):
     torch.manual_seed(0)
-    return make_judge('small', 'no', torch.cat(pics), torch.device('cpu'))[0]
+    return style_judge('small', 'no', torch.cat(pics), torch.device('cpu'))[0]
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_block_ends(arch, ends):
 def test_random_judge_has_unit_variance():
     "Batch norms are folded, indices stay, and random weights neither vanish nor explode"
     x = rand(2, 3, 64, 64)
-    net, trained = make_judge('vgg16_bn', 'no', x, torch.device('cpu'))
+    net, trained = style_judge('vgg16_bn', 'no', x, torch.device('cpu'))
     assert not trained and not any(isinstance(o, nn.BatchNorm2d) for o in net.modules()) and len(net) == 44
     for f in features(net, [3, 20, 40], x): assert .9 < f.std() < 1.1
 
