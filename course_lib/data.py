@@ -7,7 +7,7 @@ __all__ = ['converters', 'registry', 'dataset', 'count_files', 'check_layout', '
            'neural_style_layout', 'full_data', 'get_data', 'image_cache', 'random_crop', 'RandomPadCrop', 'TensorDL',
            'describe_data', 'at_hand']
 
-# %% ../nbs/00b_data.ipynb #c38dcdad
+# %% ../nbs/00b_data.ipynb #ba0c5167
 import hashlib, os, shutil, sys, tomllib
 from .bedrooms import make_bedrooms
 from .core import CourseError, active_profile, course_file, data_home, write_atomic
@@ -23,6 +23,7 @@ from filelock import FileLock
 from PIL import Image
 from .painting import make_style_images
 from .samples import make_sample, samples
+from .horses import make_horses
 from .streets import make_streets, street_codes
 from .things import make_things
 
@@ -30,6 +31,7 @@ assert samples['camvid12'] is make_streets # its import has made it known
 assert samples['bedrooms'] is make_bedrooms
 assert samples['style_images'] is make_style_images
 assert samples['cifar10'] is make_things
+assert samples['camvid12'] is make_streets and samples['horse2zebra'] is make_horses # their imports have made them known
 
 # %% ../nbs/00b_data.ipynb #c2a59dfc
 def registry() -> dict: # name → its table

@@ -300,8 +300,8 @@ def _watched(jobs, shown):
     from fastprogress.fastprogress import progress_bar
     return progress_bar(jobs, leave=False)
 
-# %% ../nbs/05a_restore.ipynb #0d25b895
-box_settings = AttrDict(widths=[16,32,48,96], size=128, crop=64, bs=8, lr=3e-3, wd=1e-3, epochs=40, seed=42, damage='''
+# %% ../nbs/05a_restore.ipynb #15e51fd2
+box_settings = AttrDict(widths=[16,32,48,96], size=128, crop=64, bs=8, lr=3e-3, wd=1e-3, epochs=80, seed=42, damage='''
     sometimes(.9, chain(
         sometimes(.3, one_of(gaussian_blur(.4,1.4), defocus(.5,1.6), motion_blur(2,5))),
         sometimes(.5, downscale(48,112, back=True)),

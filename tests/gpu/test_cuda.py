@@ -3,7 +3,7 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
-from course_lib import models, segment, unet
+from course_lib import cyclegan, models, segment, unet
 from course_lib.core import CourseError, default_device, device_name, record, lesson_settings
 from course_lib.data import get_data, random_crop
 from course_lib.resnet import course_learner, mnist_dls, resnet_ish, simple_cnn
@@ -95,3 +95,31 @@ def test_out_of_memory_is_told():
             with models.tell_memory(64, learn.model, (384, 512)), learn.no_bar(), learn.no_logging(): learn.fit(1)
     finally: torch.cuda.set_per_process_memory_fraction(1.)
     assert torch.zeros(1000, device='cuda').sum() == 0, 'the device still works'
+
+
+def a_cyclegan(device, monkeypatch, **changed):
+    monkeypatch.setenv('COURSE_DEVICE', device)
+    return cyclegan.CycleGAN(lesson_settings('07', 'full', **{**dict(ngf=16, ndf=16, blocks=2, sz=64), **changed}))
+
+
+def test_cyclegan_gradients(monkeypatch):
+    "One picture, channels-last on the card: the generators' gradient is the CPU's"
+    torch.manual_seed(0)
+    pair = [torch.rand(1, 3, 64, 64)*2-1 for _ in range(2)]
+    def grads(device):
+        gan = a_cyclegan(device, monkeypatch)
+        loss = sum(gan.generator_losses(*(o.to(device) for o in pair))[0].values())
+        return [o.cpu() for o in torch.autograd.grad(loss, [gan.G.layers[1].weight, gan.F.layers[4].weight])]
+    tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        for p,q in zip(grads('cuda'), grads('cpu')): assert (p-q).abs().max() < 1e-2*q.abs().max()
+    finally: torch.backends.cudnn.allow_tf32 = tf32
+
+
+def test_cyclegan_in_half(monkeypatch):
+    "The eight losses in bfloat16 are those in 32 bits within 2 %"
+    torch.manual_seed(0)
+    pair = [F.interpolate(torch.rand(1, 3, 8, 8)*2-1, 64, mode='bilinear').cuda() for _ in range(2)]
+    got = [a_cyclegan('cuda', monkeypatch, half=o).step(*pair) for o in ('no', 'auto')]
+    for k in got[0]: assert got[1][k].item() == pytest.approx(got[0][k].item(), rel=.02, abs=.002), k
