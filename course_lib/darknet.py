@@ -19,22 +19,23 @@ from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data
 from .resnet import course_learner
 
-# %% ../nbs/10_darknet_cifar10.ipynb #7e5e0a7a
+# %% ../nbs/10_darknet_cifar10.ipynb #bd79e077
 def _ranks():
     "Which of how many processes is this? torchrun tells through the environment"
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
+# %% ../nbs/10_darknet_cifar10.ipynb #4f1f8dea
 class DeviceDL(TensorDL):
     "A `TensorDL` with its pictures on the device, as bytes; in training each process takes its share"
     def tensors(self): # bytes (n,c,h,w) and targets (n,), on the device
         if self._tensors is None: self._tensors = tuple(o.to(self.device) for o in super().tensors())
         return self._tensors
-    def get_idxs(self):
+    def get_idxs(self): # every so-many-th
         idxs, (rank, world) = list(super().get_idxs()), _ranks()
         return idxs[:len(idxs)//world*world][rank::world] if self.shuffle else idxs
     def __len__(self):
-        n = self.n//_ranks()[1] if self.shuffle else self.n
-        return n//self.bs + (0 if self.drop_last or n%self.bs == 0 else 1)
+        n = self.n//(_ranks()[1] if self.shuffle else 1)
+        return n//self.bs if self.drop_last else -(-n//self.bs)
 
 # %% ../nbs/10_darknet_cifar10.ipynb #936057f5
 def channel_stats(
@@ -45,10 +46,11 @@ def channel_stats(
     x = x.float()/255
     return x.mean((0,2,3)), x.std((0,2,3))
 
-# %% ../nbs/10_darknet_cifar10.ipynb #6615d285
+# %% ../nbs/10_darknet_cifar10.ipynb #9b4e3643
 def _mirror(i, n): # -1 → 1, n → n-2
     return (n-1) - ((n-1) - i.abs()).abs()
 
+# %% ../nbs/10_darknet_cifar10.ipynb #05c73370
 def reflect_crop(
     x,         # tensor (n, c, h, w) of any type
     pad:int=4, # largest shift, in pixels, less than h and w
@@ -57,7 +59,7 @@ def reflect_crop(
     flip=None  # (n,) bools, which pictures are mirrored; None: half of them, at random
 ): # tensor (n, c, h, w), in channels-last order
     "Pad by reflection, crop back to the old size, and mirror, each picture in its own way"
-    (n,c,h,w), dev = x.shape, x.device
+    (n,_,h,w), dev = x.shape, x.device
     if not 0 <= pad < min(h, w):
         raise CourseError(f'reflect_crop: pad = {pad}, pictures of {h}×{w}. Expected 0 or more, below the sides')
     i, j = (torch.randint(2*pad+1, (n,), device=dev) if o is None else o for o in (i, j))
@@ -66,15 +68,14 @@ def reflect_crop(
     cols = torch.where(flip[:,None], cols.flip(1), cols)
     return x[torch.arange(n, device=dev)[:,None,None], :, rows[:,:,None], cols[:,None,:]].permute(0, 3, 1, 2)
 
-# %% ../nbs/10_darknet_cifar10.ipynb #f3f9c0fe
+# %% ../nbs/10_darknet_cifar10.ipynb #11729091
 class ReflectCrop(RandTransform):
     "`reflect_crop` for training batches"
     split_idx, order = 0, 5
     def __init__(self,
-        pad:int=4, # largest shift, in pixels
-        **kwargs
+        pad:int=4 # largest shift, in pixels
     ):
-        super().__init__(**kwargs)
+        super().__init__()
         self.pad = pad
     def encodes(self, x:TensorImage):
         return TensorImage(reflect_crop(x.as_subclass(torch.Tensor), self.pad))
@@ -96,33 +97,28 @@ def cifar_dls(
     dls.add_tfms([*tfms, Normalize(mean, std)], 'after_batch')
     return dls
 
-# %% ../nbs/10_darknet_cifar10.ipynb #42e45bdf
+# %% ../nbs/10_darknet_cifar10.ipynb #c6627621
 def dark_conv(
-    ni:int,          # channels in
-    nf:int,          # channels out
+    ni:int, nf:int,  # channels in, channels out
     ks=3,            # side of the kernel, odd; or (height, width)
     stride:int=1,    # 2 halves the grid
-    mom:float=.01,   # how far a batch moves the norm's running statistics
-    leak:float=.1    # slope below zero
+    mom:float=.01, leak:float=.1 # how far a batch moves the norm's running statistics; slope below zero
 ): # (n, ni, h, w) → (n, nf, ⌈h/stride⌉, ⌈w/stride⌉)
     "Convolution without bias, batch norm, leaky ReLU in place"
     pad = tuple(k//2 for k in ks) if isinstance(ks, tuple) else ks//2
-    return nn.Sequential(nn.Conv2d(ni, nf, ks, stride=stride, padding=pad, bias=False),
-        nn.BatchNorm2d(nf, momentum=mom), nn.LeakyReLU(leak, inplace=True))
+    conv, bn = nn.Conv2d(ni, nf, ks, stride, pad, bias=False), nn.BatchNorm2d(nf, momentum=mom)
+    return nn.Sequential(conv, bn, nn.LeakyReLU(leak, inplace=True))
 
-# %% ../nbs/10_darknet_cifar10.ipynb #6c02649d
+# %% ../nbs/10_darknet_cifar10.ipynb #d4110624
 def kept_bytes(
     model:nn.Module, # any module
     xb               # a batch
 ) -> int:
     "Memory that a forward pass keeps for the backward pass, parameters not counted"
-    own, seen = {o.untyped_storage().data_ptr() for o in model.parameters()}, {}
-    def _pack(t):
-        if (s := t.untyped_storage()).data_ptr() not in own: seen[s.data_ptr()] = s.nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(_pack, lambda t: t): out = model(xb)
-    del out
-    return sum(seen.values())
+    seen, where = {}, lambda o: o.untyped_storage().data_ptr()
+    def _pack(t): seen[where(t)] = t.untyped_storage().nbytes(); return t
+    with torch.autograd.graph.saved_tensors_hooks(_pack, lambda t: t): model(xb)
+    return sum(v for k,v in seen.items() if k not in {where(o) for o in model.parameters()})
 
 # %% ../nbs/10_darknet_cifar10.ipynb #66c550a8
 class ResLayer(nn.Module):
@@ -163,20 +159,19 @@ class Darknet(nn.Module):
         return [dark_conv(ni, 2*ni, stride=stride, **kwargs), *res]
     def forward(self, x): return self.layers(x)
 
-# %% ../nbs/10_darknet_cifar10.ipynb #1ab6b4f1
+# %% ../nbs/10_darknet_cifar10.ipynb #ea33fe40
 def triangle_cycle(
-    lr:float,           # the highest rate
-    div:float=20,       # it starts at lr/div
-    tail:float=.2,      # the part of the time that goes from lr/div to a hundredth of it
-    moms=(.95,.85)      # momentum where the rate is lowest and where it is highest
-) -> dict:              # `lr` and `mom`: functions of the part of training that is done, 0–1
+    lr:float, div:float=20, # the highest rate; it starts at lr/div
+    tail:float=.2,          # the part of the time that goes from lr/div to a hundredth of it
+    moms=(.95,.85)          # momentum where the rate is lowest and where it is highest
+) -> dict:                  # `lr` and `mom`: functions of the part of training that is done, 0–1
     "1cycle as a triangle with a tail (Smith 2018, section 4.2)"
     if not 0 < tail < 1: raise CourseError(f'triangle_cycle: tail = {tail}. Expected a part, between 0 and 1')
     low, leg, (hi, lo) = lr/div, (1-tail)/2, moms
     sched = lambda *pts: combine_scheds([leg, leg, 1-2*leg], [SchedLin(a, b) for a,b in pts])
     return dict(lr=sched((low,lr), (lr,low), (low,low/100)), mom=sched((hi,lo), (lo,hi), (hi,hi)))
 
-# %% ../nbs/10_darknet_cifar10.ipynb #2d245c9f
+# %% ../nbs/10_darknet_cifar10.ipynb #2a711f1b
 def _fast(model, cfg):
     "The model on its device, and the callbacks that make it fast there"
     dev = default_device()
@@ -185,12 +180,12 @@ def _fast(model, cfg):
     model.compile() # in place: the names of its weights stay as they are
     return model, [ChannelsLast(), MixedPrecision('bf16' if torch.cuda.is_bf16_supported() else 'fp16')]
 
+# %% ../nbs/10_darknet_cifar10.ipynb #fe18901c
 def cifar_learner(
-    dls,      # from `cifar_dls`
-    model,    # a module
-    cfg,      # the lesson's settings: wd, speed
-    cbs=(),   # more callbacks
-    **kwargs  # more for `course_learner`
+    dls, model, # from `cifar_dls`; a module
+    cfg,        # the lesson's settings: wd, speed
+    cbs=(),     # more callbacks
+    **kwargs    # more for `course_learner`
 ): # a fastai Learner
     "SGD with momentum, and on a GPU whatever makes it fast"
     model, fast = _fast(model, cfg)
@@ -222,7 +217,7 @@ variants = { # name → arguments for `Darknet`
     'bottleneck, half the channels': {}, 'channels kept': dict(wide=1), 'channels doubled': dict(wide=2),
     'a third convolution': dict(n_conv=3)}
 
-# %% ../nbs/10_darknet_cifar10.ipynb #304a123c
+# %% ../nbs/10_darknet_cifar10.ipynb #cdb3fa67
 def far_stem(
     nf:int,  # channels out
     k:int=7  # how many pixels wide and high it sees
@@ -230,11 +225,10 @@ def far_stem(
     "A first layer in two parts, 1×k and k×1"
     return nn.Sequential(dark_conv(3, nf, ks=(1,k)), dark_conv(nf, nf, ks=(k,1)))
 
+# %% ../nbs/10_darknet_cifar10.ipynb #4d0c0244
 class Branches(nn.Module):
     "x plus 1×1, 3×3 and 1×7 with 7×1, concatenated and joined by 1×1 (after Szegedy et al. 2016, section 3)"
-    def __init__(self,
-        ni:int # channels in and out, 4 or more
-    ):
+    def __init__(self, ni): # channels in and out, 4 or more
         super().__init__()
         nb = ni//4
         branch = lambda *kss: nn.Sequential(dark_conv(ni, nb, ks=1), *(dark_conv(nb, nb, ks=k) for k in kss))
@@ -252,7 +246,7 @@ class Together(Callback):
         self.learn.model = nn.parallel.DistributedDataParallel(self.alone, device_ids=ids)
     def after_fit(self): self.learn.model = self.alone
 
-# %% ../nbs/10_darknet_cifar10.ipynb #e98bbd7c
+# %% ../nbs/10_darknet_cifar10.ipynb #97676448
 def train(
     cfg # the lesson's settings; `bs` is the batch of one process
 ):      # the trained Learner
@@ -270,6 +264,7 @@ def train(
     finally:
         if world > 1: torch.distributed.destroy_process_group()
 
+# %% ../nbs/10_darknet_cifar10.ipynb #5b3a850d
 def _fit_and_save(learn, cfg, rank, world):
     if rank:
         with learn.no_bar(), learn.no_logging(): fit_cycle(learn, cfg.epochs, cfg.lr)
@@ -310,16 +305,15 @@ def _branched(cfg):
         if isinstance(o, ResLayer): net.layers[i] = Branches(o.convs[0][0].in_channels)
     return net
 
-# %% ../nbs/10_darknet_cifar10.ipynb #2d19480d
+# %% ../nbs/10_darknet_cifar10.ipynb #cde9db20
 def _fit(**kwargs): return lambda cfg, seed: fit_cifar(cfg, seed, **kwargs)
 
+# %% ../nbs/10_darknet_cifar10.ipynb #843e4607
 answers = { # name → function of (cfg, seed) that gives figures
     **{k: _fit(**v) for k,v in variants.items()},
-    'zeros instead of reflection': _fit(batch_tfms=[_ZeroCrop(4)]),
-    'no augmentation': _fit(batch_tfms=[]),
+    'zeros instead of reflection': _fit(batch_tfms=[_ZeroCrop(4)]), 'no augmentation': _fit(batch_tfms=[]),
     'momentum always .9': _fit(moms=(.9,.9)),
-    'norm momentum .1': _fit(mom=.1),
-    'ReLU, not leaky': _fit(leak=0.),
+    'norm momentum .1': _fit(mom=.1), 'ReLU, not leaky': _fit(leak=0.),
     'stem of 1×7 and 7×1': _fit(stem=far_stem),
     'three branches': _fit(make=_branched),
 }
