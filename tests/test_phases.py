@@ -1,0 +1,259 @@
+"What lesson 11's module promises: bad phases are refused, fits leave nothing behind, schedules stay what they are"
+import math
+import matplotlib
+matplotlib.use('agg')
+from functools import partial
+import numpy as np, pytest, torch
+from fastai.vision.all import SGD, Adam, Callback, DataLoader, DataLoaders, Learner, OptimWrapper, RMSProp
+from torch import nn
+from course_lib.core import CourseError, lesson_settings
+from course_lib.phases import (AverageWeights, DecayType, Shrink, TrainingPhase, answers, carry_state, hold_out, lars, phases_1cycle,
+    phases_sgdr, phases_step, plan, recipes, run_recipe, schedule, sized_dls, small_net, three_groups)
+
+
+def dls(n=64, bs=8, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, generator=g)
+    items = list(zip(x, x.sum(1, keepdim=True)))
+    return DataLoaders(*(DataLoader(items, bs=bs, num_workers=0, shuffle=False, device='cpu') for _ in range(2)))
+
+
+def learner(data=None, **kwargs):
+    torch.manual_seed(0)
+    data = data or dls()
+    learn = Learner(data, nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)), loss_func=nn.MSELoss(), **kwargs)
+    learn.no_logging().__enter__(); learn.no_bar().__enter__()
+    return learn
+
+
+@pytest.mark.parametrize('kwargs, say', [
+    (dict(epochs=0), 'epochs = 0'), (dict(epochs=-1), 'epochs'), (dict(epochs=math.nan), 'epochs'), (dict(epochs='two'), 'epochs'),
+    (dict(lr=-.1), 'lr = -0.1'), (dict(lr=math.inf), 'lr'), (dict(lr=(.1, .2, .3), lr_decay='linear'), 'two: '), (dict(lr='fast'), 'lr'),
+    (dict(lr=(.1, .01)), 'lr_decay'), (dict(lr=.1, lr_decay='exponential'), 'never gets to zero'), (dict(lr_decay='sine'), 'none, linear'),
+    (dict(momentum=1.), 'below one'), (dict(momentum=(.9, .8)), 'momentum_decay'), (dict(wd=-1), 'wd'), (dict(lr=[]), 'lr'),
+    (dict(lr=slice(0, .1)), 'above zero')])
+def test_bad_phase(kwargs, say):
+    "One line, with what was given and what was expected"
+    with pytest.raises(CourseError, match=say) as e: TrainingPhase(**{'epochs': 1, **kwargs})
+    assert '\n' not in str(e.value) and 'Expected' in str(e.value)
+
+
+@pytest.mark.parametrize('decay', list(DecayType))
+def test_ends(decay):
+    "Every decay begins at its start and ends at its end, for groups too, and never leaves what is between"
+    p = TrainingPhase(1, lr=([.1, .2], [.01, .4]) if decay is not DecayType.none else [.1, .2], lr_decay=decay)
+    assert p.at(0, 2)['lr'] == pytest.approx([.1, .2])
+    assert p.at(1, 2)['lr'] == pytest.approx([.1, .2] if decay is DecayType.none else [.01, .4])
+    way = np.array([p.at(t, 2)['lr'] for t in np.linspace(0, 1, 50)])
+    assert (way >= np.array([.01, .2]) - 1e-9).all() and (way <= np.array([.1, .4]) + 1e-9).all()
+    assert (np.diff(way[:,0]) <= 1e-12).all() and (np.diff(way[:,1]) >= -1e-12).all()
+
+
+def test_plan_loses_no_step():
+    "However a whole is cut up, the parts sum up to it"
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        parts = rng.dirichlet(np.ones(4)) * 5 + .05
+        starts, passes = plan([TrainingPhase(float(o)) for o in parts], [23]*4)
+        assert starts[-1] == sum(n for _,n in passes) == int(parts.sum()*23 + .5)
+        assert all(n == 23 for _,n in passes[:-1])
+
+
+def test_too_short():
+    with pytest.raises(CourseError, match='phase 2 has 0.01 epochs of 8 batches'): learner().fit_phases([TrainingPhase(1), TrainingPhase(.01)])
+
+
+@pytest.mark.parametrize('phases', [[], [1], None, 'cosine'])
+def test_no_phases(phases):
+    with pytest.raises(CourseError, match='list of TrainingPhases'): learner().fit_phases(phases)
+
+
+def test_bad_arguments():
+    learn = learner()
+    with pytest.raises(CourseError, match='2 DataLoaders for 1 phases'): learn.fit_phases([TrainingPhase(1)], dls_list=[dls(), dls()])
+    with pytest.raises(CourseError, match='stop_div = 1'): learn.fit_phases([TrainingPhase(1)], stop_div=1)
+    with pytest.raises(CourseError, match='lr has 3 values, and the model has 1 group'): learn.fit_phases([TrainingPhase(1, lr=[.1, .2, .3])])
+    with pytest.raises(CourseError, match='SGD has no sqr_mom'): learn.fit_phases([TrainingPhase(1, SGD, sqr_mom=.9)])
+    with pytest.raises(CourseError, match='plot_lr'): learner().plot_lr()
+    wrapped = partial(OptimWrapper, opt=torch.optim.Adagrad)
+    with pytest.raises(CourseError, match='Adagrad has none'): learn.fit_phases([TrainingPhase(1, wrapped, momentum=.9)])
+
+
+class Fail(Callback):
+    order = 90
+    def after_batch(self):
+        if self.phase_scheduler.step == 11: raise RuntimeError('cable')
+
+
+def test_a_fault_leaves_the_learner_usable():
+    "Its own data is back, the callbacks are gone, what was done is known, and it trains on"
+    one, two = dls(), dls(32)
+    learn = learner(one)
+    n = len(learn.cbs)
+    with pytest.raises(RuntimeError, match='cable'): learn.fit_phases([TrainingPhase(1), TrainingPhase(1)], dls_list=[one, two], cbs=Fail())
+    assert learn.dls is one and len(learn.cbs) == n and len(learn.phase_log.lr) == 11
+    assert len(learn.plot_lr()) == 2 # rate and momentum so far
+    learn.fit_phases([TrainingPhase(1, lr=.1)])
+    assert len(learn.phase_log.lr) == 8
+
+
+def test_other_data():
+    "Each phase sees its own batches, and validates on its own"
+    class See(Callback):
+        order, seen, valid = 90, [], []
+        def after_batch(self): (self.seen if self.training else self.valid).append(len(self.xb[0]))
+    small, large = dls(bs=4), dls(bs=16)
+    learn, see = learner(), See()
+    learn.fit_phases([TrainingPhase(1.5, SGD), TrainingPhase(1, SGD)], dls_list=[small, large], cbs=see)
+    assert see.seen == [4]*24 + [16]*4 and see.valid == [4]*32 + [16]*4
+    assert len(learn.recorder.values) == 3
+
+
+def test_whole_pass_across_phases():
+    "A phase that begins in the middle of a pass goes on there: each item has its turn once"
+    class See(Callback):
+        run_valid, seen = False, []
+        def before_batch(self): self.seen.append(self.xb[0].clone())
+    see, data = See(), dls()
+    learner(data).fit_phases([TrainingPhase(.25, SGD), TrainingPhase(.75, SGD)], cbs=see)
+    assert torch.equal(torch.cat(see.seen), torch.cat([b[0] for b in data.valid]))
+
+
+def test_momentum_is_not_ignored():
+    "SGD made without momentum gets one when a phase asks for it"
+    def end(**kwargs):
+        learn = learner(opt_func=SGD)
+        learn.fit_phases([TrainingPhase(1, lr=.01, **kwargs)])
+        return learn.model[0].weight.detach()
+    assert not torch.allclose(end(), end(momentum=.9), atol=1e-3)
+    assert not torch.allclose(end(momentum=.5), end(momentum=.9), atol=1e-3)
+    ready = learner(opt_func=partial(SGD, mom=.9))
+    ready.fit(1, .01)
+    assert torch.equal(ready.model[0].weight.detach(), end(momentum=.9))
+
+
+def test_optimiser_is_kept():
+    "Partials that say the same are the same optimiser; the learner's weight decay comes back after a phase with its own"
+    learn = learner(wd=.01)
+    seen = []
+    class See(Callback):
+        order = 60
+        def after_batch(self):
+            if self.training: seen.append((id(self.opt), self.opt.hypers[0]['wd']))
+    f = lambda: partial(Adam, sqr_mom=.9)
+    learn.fit_phases([TrainingPhase(1, f()), TrainingPhase(1, f(), wd=.3), TrainingPhase(1, f())], cbs=See())
+    assert len({o for o,_ in seen}) == 1 and [w for _,w in seen[::8]] == [.01, .3, .01]
+
+
+def test_state_goes_along():
+    "After a change of optimiser the averages are those of the one before; frozen groups stay frozen"
+    learn = learner(splitter=lambda m: [list(o.parameters()) for o in m])
+    learn.create_opt(); learn.freeze()
+    first = learn.model[0].weight.detach().clone()
+    learn.fit_phases([TrainingPhase(1, RMSProp, lr=1e-3), TrainingPhase(.125, Adam, lr=1e-3)])
+    state = learn.opt.state[learn.model[1].weight]
+    assert torch.equal(first, learn.model[0].weight) and learn.opt.frozen_idx == 1
+    assert state['step'] == 9 and 'grad_avg' in state
+
+
+def test_torch_optimisers():
+    "torch's own optimisers can be phases too; their state begins anew"
+    learn = learner()
+    learn.fit_phases([TrainingPhase(1, SGD, momentum=.9), TrainingPhase(1, partial(OptimWrapper, opt=torch.optim.SGD, momentum=.5), lr=.01, momentum=.9)])
+    assert learn.phase_log.opts == ['SGD', 'SGD'] and learn.opt.hypers[0]['mom'] == .9
+    assert carry_state(learn.opt, SGD(list(learn.model.parameters()), lr=1., mom=.9)) == []
+
+
+@pytest.mark.parametrize('lr', [1e4, 1e30])
+def test_stops(lr):
+    "Bad and infinite losses end the training, and the log says so"
+    learn = learner()
+    learn.fit_phases([TrainingPhase(1, SGD, lr=1e-3), TrainingPhase(3, SGD, lr=lr)], stop_div=3)
+    assert learn.phase_log.stopped and 8 < len(learn.phase_log.lr) < 32
+
+
+def test_does_not_stop():
+    learn = learner()
+    learn.fit_phases([TrainingPhase(2, SGD, lr=1e-2)], stop_div=3)
+    assert not learn.phase_log.stopped and len(learn.phase_log.lr) == 16
+
+
+def test_find_lr_puts_everything_back():
+    learn = learner(opt_func=partial(SGD, mom=.9))
+    learn.fit(1, .01)
+    before, opt, f = {k: v.clone() for k,v in learn.model.state_dict().items()}, learn.opt, learn.opt_func
+    res = learn.find_lr(1e-4, 1e3, batches=30, opt_func=Adam)
+    assert learn.opt is opt and learn.opt_func is f
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    assert res.lr[1]/res.lr[0] == pytest.approx(1e7**(1/30))
+
+
+def test_average():
+    "The model ends with the mean of the weights after each step of the phase; without that phase it is left alone"
+    taken = []
+    class Take(Callback):
+        order, run_valid = 64, False
+        def after_batch(self):
+            if self.phase_scheduler.k == 1: taken.append(self.model[1].weight.detach().clone())
+    learn = learner()
+    learn.fit_phases([TrainingPhase(1, SGD, lr=.05), TrainingPhase(1, SGD, lr=.05)], cbs=[Take(), AverageWeights()])
+    assert len(taken) == 8 and torch.allclose(learn.model[1].weight, torch.stack(taken).mean(0), atol=1e-6)
+    assert not torch.allclose(learn.model[1].weight, taken[-1], atol=1e-4)
+
+
+def test_average_measures_batch_norm():
+    "Running statistics are those of the averaged weights over the training data"
+    data = dls()
+    learn = learner(data)
+    learn.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    learn.fit_phases([TrainingPhase(2, SGD, lr=.2)], cbs=AverageWeights())
+    x = torch.cat([b[0] for b in data.valid])
+    assert torch.allclose(learn.model[1].running_mean, learn.model[0](x).mean(0), atol=1e-5)
+
+
+def test_known_schedules():
+    s = schedule(phases_sgdr(slice(.01, .1), num_cycle=2), groups=2)
+    assert s.lr[0] == pytest.approx([1e-4, 1e-3]) and s.lr[5] == pytest.approx([.01, .1]) and s.lr[100] == pytest.approx([.01, .1])
+    s = schedule(phases_1cycle(2, [.1, 1.]), 50, groups=2)
+    assert len(s.lr) == 100 and s.lr.max(0) == pytest.approx([.1, 1.]) and s.lr[0] == pytest.approx([.01, .1])
+    assert s.mom.min() == pytest.approx(.85)
+    assert np.unique(schedule(phases_step([1, 1, 1], .1), 10).lr.round(9)).tolist() == [.001, .01, .1]
+
+
+def test_lars():
+    "A kernel moves by its part of its length whatever the gradient; a vector is not held at zero"
+    w, b = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.zeros(4))
+    for scale in (1., 1e4):
+        w.data.fill_(1.); b.data.zero_()
+        w.grad, b.grad = torch.full((4, 4), scale), torch.ones(4)
+        lars([w, b], lr=1., mom=0.).step()
+        assert (w - 1).norm().item() == pytest.approx(.02*4, rel=1e-4) and (b != 0).all()
+
+
+@pytest.fixture(scope='module')
+def digits_cfg(): return lesson_settings('11', 'sample', epochs=1, bs=128, nf_small=2)
+
+
+def test_hold_out(digits_cfg):
+    "Held-out pictures are the same whatever the seed, and have no part in training"
+    torch.manual_seed(1); a, held_a = hold_out(sized_dls(digits_cfg))
+    torch.manual_seed(2); b, held_b = hold_out(sized_dls(digits_cfg, 14))
+    assert list(held_a.dataset.items) == list(held_b.dataset.items) and len(held_a.dataset) == 287
+    assert set(a.train.get_idxs()) == set(b.train.get_idxs()) and len(set(a.train.get_idxs())) == 1150
+    assert held_b.one_batch()[0].shape[-2:] == (14, 14) and torch.equal(held_a.one_batch()[1], held_a.one_batch()[1])
+
+
+@pytest.mark.parametrize('name', recipes)
+def test_recipes(name, digits_cfg):
+    "Each runs, at a rate in its usual range"
+    res = run_recipe(digits_cfg, 1, recipes[name], .1)
+    assert 0 < res['accuracy'] <= 1 and 0 < res['held_loss'] < 10 and set(answers) == set(recipes)
+
+
+def test_shrink():
+    x = torch.rand(2, 1, 28, 28)
+    from fastai.vision.all import TensorImageBW
+    y = Shrink(14)(TensorImageBW(x))
+    assert type(y) is TensorImageBW and y.shape == (2, 1, 14, 14)
+    assert torch.allclose(y.mean((2, 3)), x.mean((2, 3)), atol=.02)
+    assert small_net()(y).shape == (2, 10) and len(three_groups(small_net())) == 3
