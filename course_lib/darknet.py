@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['variants', 'answers', 'answers_full', 'DeviceDL', 'channel_stats', 'reflect_crop', 'ReflectCrop', 'cifar_dls',
-           'dark_conv', 'kept_bytes', 'ResLayer', 'Darknet', 'triangle_cycle', 'cifar_learner', 'fit_cycle',
+           'dark_conv', 'kept_bytes', 'ResLayer', 'Darknet', 'triangle_cycle', 'cifar_learner', 'fit_darknet',
            'darknet_of', 'far_stem', 'Branches', 'Together', 'train', 'fit_cifar']
 
 # %% ../nbs/10_darknet_cifar10.ipynb #e20e5718
@@ -192,8 +192,8 @@ def cifar_learner(
     opt = partial(SGD, mom=.9, decouple_wd=False)
     return course_learner(dls, model, opt_func=opt, wd=cfg.wd, wd_bn_bias=True, cbs=[*fast, *cbs], **kwargs)
 
-# %% ../nbs/10_darknet_cifar10.ipynb #fbb0a40a
-def fit_cycle(
+# %% ../nbs/10_darknet_cifar10.ipynb #9a9f98e1
+def fit_darknet(
     learn,      # a Learner
     epochs:int, # passes over the training set
     lr:float,   # the highest rate
@@ -264,18 +264,18 @@ def train(
     finally:
         if world > 1: torch.distributed.destroy_process_group()
 
-# %% ../nbs/10_darknet_cifar10.ipynb #5b3a850d
+# %% ../nbs/10_darknet_cifar10.ipynb #0c091475
 def _fit_and_save(learn, cfg, rank, world):
     if rank:
-        with learn.no_bar(), learn.no_logging(): fit_cycle(learn, cfg.epochs, cfg.lr)
+        with learn.no_bar(), learn.no_logging(): fit_darknet(learn, cfg.epochs, cfg.lr)
         return learn
-    seconds = fit_cycle(learn, cfg.epochs, cfg.lr)
+    seconds = fit_darknet(learn, cfg.epochs, cfg.lr)
     learn.save('10_darknet_cifar10')
     many = f'{world} processes' if world > 1 else 'one process'
     print(f'accuracy {learn.final_record[-1]:.4f} after {seconds:.1f} s, {many} of {cfg.bs} pictures a batch')
     return learn
 
-# %% ../nbs/10_darknet_cifar10.ipynb #0301d44d
+# %% ../nbs/10_darknet_cifar10.ipynb #d0e8638a
 def fit_cifar(
     cfg,             # the lesson's settings
     seed:int,        # for weights, order and augmentation
@@ -288,7 +288,7 @@ def fit_cifar(
     seed_everything(seed)
     dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs, batch_tfms)
     learn = cifar_learner(dls, (make or darknet_of)(cfg, **kwargs), cfg)
-    with learn.no_bar(), learn.no_logging(): seconds = fit_cycle(learn, cfg.epochs_answers, cfg.lr, moms=moms)
+    with learn.no_bar(), learn.no_logging(): seconds = fit_darknet(learn, cfg.epochs_answers, cfg.lr, moms=moms)
     loss, acc = (round(float(o), 4) for o in learn.recorder.values[-1][-2:])
     return dict(accuracy=acc, valid_loss=loss, epoch_seconds=round(seconds/cfg.epochs_answers, 2))
 

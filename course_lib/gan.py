@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['answers', 'fine_detail', 'save_preds', 'critic_conv', 'CriticBlock', 'patch_critic', 'lesson_critic', 'critic_dls',
-           'critic_learner', 'give_back', 'critic_loss', 'generator_loss', 'one_side', 'critic_step', 'generator_step',
+           'critic_learner', 'give_back', 'critic_bce', 'generator_loss', 'one_side', 'critic_step', 'generator_step',
            'StandStill', 'EvalMode', 'FilmStrip', 'gan_learner', 'train_generator', 'train_critic', 'train',
            'backbone_critic']
 
@@ -112,8 +112,8 @@ def give_back() -> float: # megabytes still taken on a CUDA card; 0 elsewhere
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated()/1e6
 
-# %% ../nbs/04_gan_superres.ipynb #f6409f43
-def critic_loss(
+# %% ../nbs/04_gan_superres.ipynb #e2a53f38
+def critic_bce(
     critic, real, fake # the critic; two batches of pictures
 ):
     "Photographs towards 1, generated pictures towards 0 (Goodfellow et al. 2014, section 3)"
@@ -139,11 +139,11 @@ def one_side(
     trains.train().requires_grad_(True)
     stands.eval().requires_grad_(False)
 
-# %% ../nbs/04_gan_superres.ipynb #c22763ee
+# %% ../nbs/04_gan_superres.ipynb #9443ba12
 def critic_step(gen, critic, opt, xb, yb):
     "One step of the critic on a batch of pairs; the loss"
     one_side(critic, gen)
-    loss = critic_loss(critic, yb, gen(xb))
+    loss = critic_bce(critic, yb, gen(xb))
     loss.backward(); opt.step(); opt.zero_grad()
     return loss.item()
 

@@ -5,7 +5,7 @@ from torch import nn
 from course_lib import darknet
 from course_lib.core import CourseError, lesson_settings
 from course_lib.darknet import (Branches, Darknet, DeviceDL, ReflectCrop, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
-    darknet_of, far_stem, fit_cifar, fit_cycle, kept_bytes, reflect_crop, triangle_cycle)
+    darknet_of, far_stem, fit_cifar, fit_darknet, kept_bytes, reflect_crop, triangle_cycle)
 from course_lib.resnet import n_params
 from course_lib.things import make_things
 
@@ -167,7 +167,7 @@ def test_no_such_tail(tail):
 def test_momentum_has_an_effect(path):
     "The optimiser gathers momentum and follows the schedule (fastai's SGD made without momentum would ignore it)"
     learn = cifar_learner(cifar_dls(path, 20), Darknet([1], nf=4), cfg())
-    with learn.no_bar(), learn.no_logging(): fit_cycle(learn, 2, .1)
+    with learn.no_bar(), learn.no_logging(): fit_darknet(learn, 2, .1)
     assert 'grad_avg' in learn.opt.state[learn.opt.all_params()[0][0]]
     lrs, moms = learn.recorder.hps['lr'], learn.recorder.hps['mom']
     assert len(set(moms)) > 3 and max(lrs) == lrs[moms.index(min(moms))]

@@ -5,7 +5,7 @@ if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', 
 import torch.nn.functional as F
 from course_lib import darknet
 from course_lib.core import lesson_settings, seed_everything
-from course_lib.darknet import Darknet, cifar_dls, cifar_learner, fit_cycle, reflect_crop
+from course_lib.darknet import Darknet, cifar_dls, cifar_learner, fit_darknet, reflect_crop
 from course_lib.things import make_things
 
 
@@ -45,7 +45,7 @@ def test_it_learns(path, speed):
     "Loss falls in 16 bits and compiled as it does plainly, the weights stay in 32 bits, and the names of the weights stay"
     seed_everything(1)
     learn = cifar_learner(cifar_dls(path, 32), Darknet([1, 1], nf=8), cfg(speed=speed))
-    with learn.no_bar(), learn.no_logging(): fit_cycle(learn, 3, .1)
+    with learn.no_bar(), learn.no_logging(): fit_darknet(learn, 3, .1)
     first, last = float(learn.recorder.losses[0]), float(learn.recorder.losses[-1])
     assert last < first and all(p.dtype == torch.float32 for p in learn.model.parameters())
     assert set(learn.model.state_dict()) == set(Darknet([1, 1], nf=8).state_dict())
