@@ -1109,7 +1109,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.rnn.WordAccuracy': ('human_numbers.html#wordaccuracy', 'course_lib/rnn.py'),
                                 'course_lib.rnn.WordAccuracy.accumulate': ( 'human_numbers.html#wordaccuracy.accumulate',
                                                                             'course_lib/rnn.py'),
-                                'course_lib.rnn.WordAccuracy.name': ('human_numbers.html#wordaccuracy.name', 'course_lib/rnn.py'),
                                 'course_lib.rnn.WordAccuracy.reset': ('human_numbers.html#wordaccuracy.reset', 'course_lib/rnn.py'),
                                 'course_lib.rnn.WordAccuracy.value': ('human_numbers.html#wordaccuracy.value', 'course_lib/rnn.py'),
                                 'course_lib.rnn._arrow': ('human_numbers.html#_arrow', 'course_lib/rnn.py'),

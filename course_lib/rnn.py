@@ -52,7 +52,7 @@ def make_vocab(
     "Every word once, in the order in which they first appear"
     return list(dict.fromkeys(tokens))
 
-# %% ../nbs/09_human_numbers.ipynb #651d47a7
+# %% ../nbs/09_human_numbers.ipynb #14eb320a
 def numericalize(
     tokens, vocab # words; the list of words that there are
 ): # LongTensor, one number a token
@@ -62,6 +62,7 @@ def numericalize(
         if w not in place: raise CourseError(f'numericalize: {w!r} is no word of this model. It knows: {" ".join(vocab)}')
     return torch.tensor([place[w] for w in tokens])
 
+# %% ../nbs/09_human_numbers.ipynb #90f87c41
 def textify(
     ids, vocab # tensor of word numbers; the list of words
 ) -> str:
@@ -111,11 +112,10 @@ def number_dls(
     train_dl, valid_dl = (DataLoader(o, bs=None, before_iter=partial(o.recut)) for o in segs) # a bare method would be rebound
     return DataLoaders(train_dl, valid_dl, device=default_device())
 
-# %% ../nbs/09_human_numbers.ipynb #dcfd2b26
+# %% ../nbs/09_human_numbers.ipynb #9b0e4028
 class WordAccuracy(Metric):
     "The part of all words that were foretold; where a model gives one answer a row, it is compared with the last word"
-    @property
-    def name(self): return 'accuracy'
+    name = property(lambda self: 'accuracy')
     def reset(self): self.right, self.n = 0, 0
     def accumulate(self, learn):
         y = learn.y if learn.pred.ndim == 3 else learn.y[:,-1]
@@ -124,7 +124,7 @@ class WordAccuracy(Metric):
     @property
     def value(self): return self.right/self.n if self.n else None
 
-# %% ../nbs/09_human_numbers.ipynb #6c1e15c8
+# %% ../nbs/09_human_numbers.ipynb #132718ca
 layer_colors = dict(i_h=colors[2], h_h=colors[1], h_o=colors[0])
 
 def _shape(ax, kind, x, y, text):
@@ -135,9 +135,11 @@ def _shape(ax, kind, x, y, text):
     ax.add_patch(made)
     if text: ax.text(x+.28, y, text, ha='left', va='center', fontsize=8)
 
+# %% ../nbs/09_human_numbers.ipynb #9cb6b5a5
 def _arrow(ax, a, b, layer):
     ax.annotate('', b, a, zorder=1, arrowprops=dict(arrowstyle='-|>', lw=2, color=layer_colors[layer], shrinkA=13, shrinkB=13))
 
+# %% ../nbs/09_human_numbers.ipynb #c17850a9
 def _self_arrow(ax, x, y, layer): # out of a circle's left side and back into it
     import matplotlib.patches as mp
     from matplotlib.path import Path as Line
@@ -216,12 +218,10 @@ def first_layers(
     model.bn = nn.BatchNorm1d(nh)
     if calm: nn.init.zeros_(model.h_o.weight); nn.init.orthogonal_(model.h_h.weight)
 
-# %% ../nbs/09_human_numbers.ipynb #fb7eead5
+# %% ../nbs/09_human_numbers.ipynb #0ccc6f3b
 class Model0(nn.Module):
     "The next word from up to three words, written out"
-    def __init__(self,
-        nv:int, nh:int # words in the vocabulary; activations
-    ):
+    def __init__(self, nv:int, nh:int): # words in the vocabulary; activations
         super().__init__()
         first_layers(self, nv, nh)
     def forward(self, x): # (bs, 1 to 3) → (bs, nv)
@@ -249,13 +249,10 @@ def words_learner(
     if cbs is None: cbs = [ModelResetter()] if hasattr(model, 'reset') else []
     return course_learner(dls, model, loss_func, WordAccuracy(), cbs=cbs, **kwargs)
 
-# %% ../nbs/09_human_numbers.ipynb #712caf51
+# %% ../nbs/09_human_numbers.ipynb #5f997ca3
 class Model1(nn.Module):
     "The next word from any number of words: Model 0 as a loop"
-    def __init__(self,
-        nv:int, nh:int, # words in the vocabulary; activations
-        calm:bool=True  # how it starts, see `first_layers`
-    ):
+    def __init__(self, nv:int, nh:int, calm:bool=True): # words in the vocabulary; activations; see `first_layers`
         super().__init__()
         first_layers(self, nv, nh, calm)
     def step(self, h, w): return self.bn(F.relu(self.h_h(h + self.i_h(w)))) # one turn of the loop
@@ -264,12 +261,10 @@ class Model1(nn.Module):
         for w in x.unbind(1): h = self.step(h, w)
         return self.h_o(h)
 
-# %% ../nbs/09_human_numbers.ipynb #8e482a6d
+# %% ../nbs/09_human_numbers.ipynb #23e4b198
 class Model2(Model1):
     "The next word after every word"
-    def __init__(self,
-        nv:int, nh:int # words in the vocabulary; activations
-    ): super().__init__(nv, nh, calm=False)
+    def __init__(self, nv:int, nh:int): super().__init__(nv, nh, calm=False) # words in the vocabulary; activations
     def forward(self, x): # (bs, words) → (bs, words, nv)
         h, res = 0., []
         for w in x.unbind(1):
@@ -277,7 +272,7 @@ class Model2(Model1):
             res.append(self.h_o(h))
         return torch.stack(res, 1)
 
-# %% ../nbs/09_human_numbers.ipynb #370ff499
+# %% ../nbs/09_human_numbers.ipynb #ce830124
 @torch.no_grad()
 def guesses(
     model, ids, # a language model; LongTensor, a text
@@ -289,6 +284,7 @@ def guesses(
     if hasattr(model, 'reset'): model.reset()
     return seg.x, seg.y, torch.cat([word_scores(model, seg[i][0].to(dev)).argmax(-1).cpu() for i in range(len(seg))], 1)
 
+# %% ../nbs/09_human_numbers.ipynb #70d74ade
 def word_scores(
     model, x # a language model; (bs, words)
 ): # (bs, words, nv)
@@ -296,7 +292,7 @@ def word_scores(
     res = model(x)
     return res[0] if isinstance(res, tuple) else res
 
-# %% ../nbs/09_human_numbers.ipynb #8df4e68a
+# %% ../nbs/09_human_numbers.ipynb #ec87e692
 def kept_state(
     h, # a state (…, bs, nh), a tuple of them, or None
     x  # the batch that comes, (bs, words)
@@ -308,12 +304,14 @@ def kept_state(
         return None if both[0] is None else both
     return h.to(x.device) if h.shape[-2] == len(x) else None
 
+# %% ../nbs/09_human_numbers.ipynb #918800d1
 def cut_off(
     h # a state, or a tuple of them
 ):
     "The state without its history"
     return tuple(o.detach() for o in h) if isinstance(h, tuple) else h.detach()
 
+# %% ../nbs/09_human_numbers.ipynb #04c5f982
 def norm_words(
     bn, h # a BatchNorm1d over nh; (bs, words, nh)
 ):
@@ -338,21 +336,18 @@ class Model3(nn.Module):
         self.h = cut_off(h)
         return self.h_o(norm_words(self.bn, torch.stack(res, 1)))
 
-# %% ../nbs/09_human_numbers.ipynb #44f706b9
+# %% ../nbs/09_human_numbers.ipynb #00d98dad
 class RNNCell(nn.Module):
     "One step of a plain recurrent network: tanh(i_h(x) + h_h(h))"
-    def __init__(self,
-        ni:int, nh:int # inputs; activations
-    ):
+    def __init__(self, ni:int, nh:int): # inputs; activations
         super().__init__()
         self.i_h, self.h_h = nn.Linear(ni, nh), nn.Linear(nh, nh)
     def forward(self, x, h): return torch.tanh(self.i_h(x) + self.h_h(h)) # (bs, ni), (bs, nh) → (bs, nh)
 
-# %% ../nbs/09_human_numbers.ipynb #fcff3d3f
+# %% ../nbs/09_human_numbers.ipynb #a61a553c
 def run_cell(
     cell, # a module for (x, h)
-    xs,   # (bs, words, ni)
-    h     # the first state, (bs, nh), or a tuple of them
+    xs, h # (bs, words, ni); the first state, (bs, nh), or a tuple of them
 ): # ((bs, words, nh), the last state)
     "The loop around a cell"
     res = []
@@ -381,12 +376,10 @@ class Model4(nn.Module):
         return res
     def forward(self, x): return self.h_o(norm_words(self.bn, self.hidden(x))) # (bs, words) → (bs, words, nv)
 
-# %% ../nbs/09_human_numbers.ipynb #1ff56706
+# %% ../nbs/09_human_numbers.ipynb #d6c89fab
 class GRUCell(nn.Module):
     "One step of a gated recurrent unit (Cho et al. 2014, section 2.3), with PyTorch's order of gates"
-    def __init__(self,
-        ni:int, nh:int # inputs; activations
-    ):
+    def __init__(self, ni:int, nh:int): # inputs; activations
         super().__init__()
         self.i_h, self.h_h = nn.Linear(ni, 3*nh), nn.Linear(nh, 3*nh)
     def forward(self, x, h): # (bs, ni), (bs, nh) → (bs, nh)
@@ -394,12 +387,10 @@ class GRUCell(nn.Module):
         r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
         return (1-z)*torch.tanh(new + r*old) + z*h
 
-# %% ../nbs/09_human_numbers.ipynb #79ad3f55
+# %% ../nbs/09_human_numbers.ipynb #614d6538
 class LSTMCell(nn.Module):
     "One step of a long short-term memory (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000), PyTorch's order"
-    def __init__(self,
-        ni:int, nh:int # inputs; activations
-    ):
+    def __init__(self, ni:int, nh:int): # inputs; activations
         super().__init__()
         self.i_h, self.h_h = nn.Linear(ni, 4*nh), nn.Linear(nh, 4*nh)
     def forward(self, x, state): # (bs, ni), two of (bs, nh) → two of (bs, nh)
@@ -415,7 +406,7 @@ class Model5(Model4):
         nv:int, nh:int # words in the vocabulary; activations
     ): super().__init__(nv, nh, nn.GRU, 2)
 
-# %% ../nbs/09_human_numbers.ipynb #0d2f2eba
+# %% ../nbs/09_human_numbers.ipynb #4f38fb1a
 def number_places(
     line # a number in words
 ) -> list: # thousands, thousand, hundreds, hundred, tens or ones, one for each word
@@ -423,11 +414,13 @@ def number_places(
     words = line.split()
     return [_place(w, nxt) for w,nxt in zip(words, [*words[1:], ''])]
 
+# %% ../nbs/09_human_numbers.ipynb #a10d0381
 def _place(w, nxt):
     if w in ('thousand', 'hundred'): return w
     if nxt in ('thousand', 'hundred'): return nxt+'s'
     return 'tens' if w.endswith('ty') else 'ones'
 
+# %% ../nbs/09_human_numbers.ipynb #ff8b79cb
 def text_places(
     lines # numbers in words
 ) -> list: # one for each token of `number_tokens(lines)`
@@ -462,7 +455,7 @@ def count_on(
     model.reset()
     return ' '.join(res)
 
-# %% ../nbs/09_human_numbers.ipynb #12d3913f
+# %% ../nbs/09_human_numbers.ipynb #f02cea7d
 _numbers = {number_words(i): i for i in range(1, 10_000)}
 
 def spoken_numbers(
@@ -471,6 +464,7 @@ def spoken_numbers(
     "Numbers in words as numbers"
     return [_numbers.get(o.strip()) for o in text.split(' , ')]
 
+# %% ../nbs/09_human_numbers.ipynb #1a9e9e96
 def counted_right(
     model, vocab, start:int, # a language model; its words; a number
     n:int=10, before:int=3   # how many to count; how many numbers the prompt shows
@@ -617,13 +611,10 @@ class BothWays(nn.Module):
     def reset(self): pass # nothing is kept: the end of a batch is the beginning of its backward half
     def hidden(self, x): return self.rnn(self.i_h(x))[0] # (bs, words) → (bs, words, 2·nh)
 
-# %% ../nbs/09_human_numbers.ipynb #7574d532
+# %% ../nbs/09_human_numbers.ipynb #962d5af0
 class Classifier(nn.Module):
     "A class for a text from a body's last, mean and largest hidden states (Howard and Ruder 2018, section 3.3)"
-    def __init__(self,
-        body:nn.Module, # has `hidden(x)`, (bs, words) → (bs, words, ni), and `reset`
-        ni:int, n:int   # its activations; how many classes
-    ):
+    def __init__(self, body:nn.Module, ni:int, n:int): # as for `Labeller`; its activations; how many classes
         super().__init__()
         self.body, self.h_o = body, nn.Linear(3*ni, n)
     def forward(self, x): # (bs, words) → (bs, n)
@@ -739,10 +730,8 @@ answers = { # name → function of (cfg, seed) that gives figures
     'divisible by three': partial(fit_remainder, n=3),
 }
 
-# %% ../nbs/09_human_numbers.ipynb #a08c76b5
-def train(
-    cfg # the lesson's settings
-):      # the trained Learner
+# %% ../nbs/09_human_numbers.ipynb #d9ee0298
+def train(cfg): # the lesson's settings → the trained Learner
     "Train the lesson's pointing model; what `course train 09` runs, in one process"
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise CourseError('lesson 09 trains in one process. Start it without torchrun')
     seed_everything(cfg.seed)
