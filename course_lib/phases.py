@@ -41,13 +41,12 @@ _curves = dict(
     exponential=lambda a, b, t, p: a * (b/a)**t,
     polynomial=lambda a, b, t, p: b + (a-b) * (1-t)**p)
 
-# %% ../nbs/11_training_phases.ipynb #2f4b2048
+# %% ../nbs/11_training_phases.ipynb #c8ccf952
 class DecayType(Enum):
     "The way a value takes from its start to its end"
     none, linear, cosine, exponential, polynomial = _curves
     def at(self,
-        a,              # value at the start: a number, or an array with one for each group of layers
-        b,              # value at the end
+        a, b,           # values at the start and the end: numbers, or arrays with one for each group of layers
         t:float,        # how much of the way is done, 0 to 1
         power:float=.9  # exponent of the polynomial
     ):                  # a number or an array
@@ -63,20 +62,18 @@ def misprinted_cosine(
     "The cosine decay as the lecture's notes print it: dividing by n outside the cosine. Only for looking at"
     return b + (a-b)/2 * (1 + math.cos(i*math.pi)/n)
 
-# %% ../nbs/11_training_phases.ipynb #e7f66ab3
+# %% ../nbs/11_training_phases.ipynb #001e9183
 def per_group(
     v,        # a number; slice(lo, hi); slice(hi), a tenth of it for all groups but the last; or a list
-    n:int,    # groups of layers
-    name='lr' # what it is, for the message
+    n:int, name='lr' # groups of layers; what it is, for the message
 ) -> np.ndarray: # one value for each group
     "One value for each group of layers, as fastai spreads a slice; raises `CourseError` if a list has another length"
     if isinstance(v, slice):
         if v.start is None: return np.array([v.stop/10]*(n-1) + [v.stop])
         return v.start * (v.stop/v.start)**(np.arange(n)/(n-1)) if n > 1 else np.array([v.stop])
-    if isinstance(v, (list, np.ndarray)):
-        if len(v) == n: return np.asarray(v, dtype=float)
-        raise CourseError(f'{name} has {len(v)} values, and the model has {n} groups of layers. Expected one value for each')
-    return np.full(n, float(v))
+    if not isinstance(v, (list, np.ndarray)): return np.full(n, float(v))
+    if len(v) == n: return np.asarray(v, dtype=float)
+    raise CourseError(f'{name} has {len(v)} values, and the model has {n} groups of layers. Expected one value for each')
 
 # %% ../nbs/11_training_phases.ipynb #2af60ef0
 def _numbers(v):
@@ -91,11 +88,10 @@ def _decay(name, d):
     try: return DecayType(d)
     except ValueError: _bad(name, d, f"one of {', '.join(o.name for o in DecayType)}")
 
-# %% ../nbs/11_training_phases.ipynb #2b6e8c68
+# %% ../nbs/11_training_phases.ipynb #2a0c3feb
 def _ends(name, v, decay):
     "(from, to), each a number, slice or list; checked"
-    pair = isinstance(v, tuple)
-    if pair and len(v) != 2: _bad(name, v, 'one value, or two: (from, to)')
+    if (pair := isinstance(v, tuple)) and len(v) != 2: _bad(name, v, 'one value, or two: (from, to)')
     if pair and decay is DecayType.none: _bad(name, v, f'a {name}_decay to go with two values')
     a, b = v if pair else (v, v if decay is DecayType.none else 0.)
     xs = [x for o in (a, b) for x in _numbers(o)]
@@ -104,7 +100,7 @@ def _ends(name, v, decay):
     if decay is DecayType.exponential and min(xs) == 0: _bad(name, v, '(from, to) above zero: an exponential never gets to zero')
     return a, b
 
-# %% ../nbs/11_training_phases.ipynb #75e646bd
+# %% ../nbs/11_training_phases.ipynb #098f1304
 class TrainingPhase:
     "A stretch of training: how long, with which optimiser, how rate and momentum go; raises `CourseError` if that cannot be"
     def __init__(self,
@@ -127,15 +123,17 @@ class TrainingPhase:
         self.momentum = _ends('momentum', momentum, self.momentum_decay)
         if max(x for o in self.momentum for x in _numbers(o)) >= 1: _bad('momentum', momentum, 'numbers below one')
 
-    def at(self,
-        t:float,  # how much of the phase is done, 0 to 1
-        n:int=1   # groups of layers
-    ) -> dict:    # `lr` and, where the phase has it, `mom`: an array of n each
-        "Rate and momentum on the way"
-        go = lambda name, ends, decay: decay.at(*(per_group(o, n, name) for o in ends), t, self.power)
-        res = dict(lr=go('lr', self.lr, self.lr_decay))
-        if self.momentum is not None: res['mom'] = go('momentum', self.momentum, self.momentum_decay)
-        return res
+# %% ../nbs/11_training_phases.ipynb #42453113
+@patch
+def at(self:TrainingPhase,
+    t:float,  # how much of the phase is done, 0 to 1
+    n:int=1   # groups of layers
+) -> dict:    # `lr` and, where the phase has it, `mom`: an array of n each
+    "Rate and momentum on the way"
+    go = lambda name, ends, decay: decay.at(*(per_group(o, n, name) for o in ends), t, self.power)
+    res = dict(lr=go('lr', self.lr, self.lr_decay))
+    if self.momentum is not None: res['mom'] = go('momentum', self.momentum, self.momentum_decay)
+    return res
 
 # %% ../nbs/11_training_phases.ipynb #a84d736f
 def plan(
@@ -231,7 +229,7 @@ def carry_state(
         if keep and _uses(new, step_stat) and s: state['step'] = s.get('step', steps)
     return keep
 
-# %% ../nbs/11_training_phases.ipynb #55bf1e4c
+# %% ../nbs/11_training_phases.ipynb #c06d8ec6
 class _First:
     "The first n batches of a loader"
     def __init__(self, dl, n): self.dl, self.n = dl, n
@@ -241,6 +239,7 @@ class _First:
         if k == 'dl': raise AttributeError(k)
         return getattr(self.dl, k)
 
+# %% ../nbs/11_training_phases.ipynb #622b282a
 def _parts(f):
     "A function and its arguments, without momentum; so that equal partials are equal"
     if not isinstance(f, partial): return f, (), {}
@@ -249,7 +248,7 @@ def _parts(f):
 def _keeps_momentum(opt):
     return _uses(opt, average_grad) is not None if isinstance(opt, Optimizer) else 'mom' in opt.hypers[0]
 
-# %% ../nbs/11_training_phases.ipynb #4a2bafce
+# %% ../nbs/11_training_phases.ipynb #568388d6
 class PhaseScheduler(Callback):
     "Leads a learner through phases; `learn.fit_phases` adds it"
     order, run_valid = 55, False # after the Recorder (50), which smooths the loss
@@ -274,46 +273,57 @@ class PhaseScheduler(Callback):
         for name,v in self.phases[self.k].at((self.step-a)/(b-a), len(self.opt.hypers)).items():
             self.opt.set_hyper(name, [float(o) for o in v])
 
-    def _enter(self, k):
-        "Begin phase k: its optimiser, its weight decay, and whatever else it sets"
-        self.k, p = k, self.phases[k]
-        f = p.opt_func or self.own_opt
-        if _parts(f) != _parts(self.learn.opt_func) or (p.momentum and not _keeps_momentum(self.opt)): self._change_opt(f, p)
-        wd = first(o for o in (p.wd, self.learn.wd, self.own_wd) if o is not None)
-        for name,v in {**({} if wd is None else {'wd': wd}), **p.hypers}.items():
-            if name not in self.opt.hypers[0]: raise CourseError(f'phase {k+1}: {opt_name(f)} has no {name}. It has {", ".join(self.opt.hypers[0])}')
-            self.opt.set_hyper(name, v)
-        self.log.opts.append(opt_name(f))
+# %% ../nbs/11_training_phases.ipynb #989dd91c
+@patch
+def _enter(self:PhaseScheduler, k):
+    "Begin phase k: its optimiser, its weight decay, and whatever else it sets"
+    self.k, p, f = k, self.phases[k], self.phases[k].opt_func or self.own_opt
+    if _parts(f) != _parts(self.learn.opt_func) or (p.momentum and not _keeps_momentum(self.opt)): self._change_opt(f, p)
+    wd = first(o for o in (p.wd, self.learn.wd, self.own_wd) if o is not None)
+    for name,v in {**({} if wd is None else {'wd': wd}), **p.hypers}.items():
+        if name in self.opt.hypers[0]: self.opt.set_hyper(name, v)
+        else: raise CourseError(f'phase {k+1}: {opt_name(f)} has no {name}. It has {", ".join(self.opt.hypers[0])}')
+    self.log.opts.append(opt_name(f))
 
-    def _change_opt(self, f, p):
-        old, mom = self.opt, p.momentum and max(_numbers(p.momentum[0]))
-        self.learn.opt_func = partial(f, mom=mom or .9) if p.momentum and 'mom' in signature(f).parameters else f
-        self.learn.create_opt()
-        if p.momentum and not _keeps_momentum(self.opt):
-            raise CourseError(f'phase {self.k+1} sets a momentum, and {opt_name(f)} has none. Leave it out, or take another optimiser')
-        carry_state(old, self.opt, self.opt_steps)
-        self.opt.frozen_idx, self.own_wd, self.opt_steps = old.frozen_idx, self.opt.hypers[0].get('wd'), 0
+# %% ../nbs/11_training_phases.ipynb #496b75cd
+@patch
+def _change_opt(self:PhaseScheduler, f, p):
+    old, mom = self.opt, p.momentum and max(_numbers(p.momentum[0]))
+    self.learn.opt_func = partial(f, mom=mom or .9) if p.momentum and 'mom' in signature(f).parameters else f
+    self.learn.create_opt()
+    if p.momentum and not _keeps_momentum(self.opt):
+        raise CourseError(f'phase {self.k+1} sets a momentum, and {opt_name(f)} has none. Leave it out, or take another optimiser')
+    carry_state(old, self.opt, self.opt_steps)
+    self.opt.frozen_idx, self.own_wd, self.opt_steps = old.frozen_idx, self.opt.hypers[0].get('wd'), 0
 
-    def after_batch(self):
-        hs = self.opt.hypers
-        for name in ('lr', 'mom'): self.log[name].append([h.get(name, np.nan) for h in hs])
-        self.log.losses.append(self.smooth_loss)
-        self.step, self.opt_steps = self.step+1, self.opt_steps+1
-        if self.stop_div: self._check_loss()
+# %% ../nbs/11_training_phases.ipynb #e8f522e4
+@patch
+def after_batch(self:PhaseScheduler):
+    hs = self.opt.hypers
+    for name in ('lr', 'mom'): self.log[name].append([h.get(name, np.nan) for h in hs])
+    self.log.losses.append(self.smooth_loss)
+    self.step, self.opt_steps = self.step+1, self.opt_steps+1
+    if self.stop_div: self._check_loss()
 
-    def _check_loss(self):
-        loss = float(self.smooth_loss)
-        self.best = min(self.best, loss)
-        self.log.stopped = not math.isfinite(loss) or loss > self.stop_div*self.best
-        if self.log.stopped: raise CancelFitException()
+# %% ../nbs/11_training_phases.ipynb #d6eaf3f0
+@patch
+def _check_loss(self:PhaseScheduler):
+    loss = float(self.smooth_loss)
+    self.best = min(self.best, loss)
+    self.log.stopped = not math.isfinite(loss) or loss > self.stop_div*self.best
+    if self.log.stopped: raise CancelFitException()
 
-    def after_fit(self):
-        if hasattr(self.learn, 'recorder'): self.recorder.hps = {k: [o[-1] for o in self.log[k]] for k in ('lr', 'mom')}
+# %% ../nbs/11_training_phases.ipynb #ac3d0406
+@patch
+def after_fit(self:PhaseScheduler):
+    if hasattr(self.learn, 'recorder'): self.recorder.hps = {k: [o[-1] for o in self.log[k]] for k in ('lr', 'mom')}
 
-    def result(self):
-        "What was done: lr and mom (steps, groups), losses, starts, opts, stopped"
-        log = self.log
-        return AttrDict({**log, 'lr': np.array(log.lr), 'mom': np.array(log.mom), 'losses': [float(o) for o in log.losses]})
+# %% ../nbs/11_training_phases.ipynb #0638a235
+@patch
+def result(self:PhaseScheduler):
+    "What was done: lr and mom (steps, groups), losses, starts, opts, stopped"
+    log = self.log
+    return AttrDict({**log, 'lr': np.array(log.lr), 'mom': np.array(log.mom), 'losses': [float(o) for o in log.losses]})
 
 # %% ../nbs/11_training_phases.ipynb #30a20ea1
 @patch
@@ -371,12 +381,13 @@ def three_groups(
     n = len(model)
     return L(model[:2], model[2:n-3], model[n-3:]).map(params)
 
-# %% ../nbs/11_training_phases.ipynb #0965939b
+# %% ../nbs/11_training_phases.ipynb #1ef61ac7
 def _times(v, k):
     "A rate times k, be it a number, slice or list"
     if isinstance(v, slice): return slice(v.start and v.start*k, v.stop*k)
     return np.asarray(v, dtype=float)*k if isinstance(v, (list, np.ndarray)) else v*k
 
+# %% ../nbs/11_training_phases.ipynb #23af2957
 def phases_step(
     epochs:list,     # how long each step is
     lr,              # the first rate
@@ -387,12 +398,10 @@ def phases_step(
     "A staircase of rates, as ImageNet networks are trained"
     return [TrainingPhase(e, opt_func, lr=_times(lr, div**-i), momentum=momentum) for i,e in enumerate(epochs)]
 
-# %% ../nbs/11_training_phases.ipynb #11a56499
+# %% ../nbs/11_training_phases.ipynb #524d7658
 def phases_sgdr(
-    lr,                # the rate at the start of each cycle
-    opt_func=SGD,      # makes the optimiser
-    num_cycle:int=3,   # how many cycles
-    cycle_len:float=1, # epochs of the first
+    lr, opt_func=SGD,  # the rate at the start of each cycle; makes the optimiser
+    num_cycle:int=3, cycle_len:float=1, # how many cycles; epochs of the first
     cycle_mult:float=2,# how many times as long each is as the one before
     momentum=.9        # in all of them
 ) -> list:
@@ -401,14 +410,12 @@ def phases_sgdr(
     warm = TrainingPhase(cycle_len/20, opt_func, lr=_times(lr, 1/100), momentum=momentum)
     return [warm, cycle(cycle_len*19/20)] + [cycle(cycle_len*cycle_mult**i) for i in range(1, num_cycle)]
 
-# %% ../nbs/11_training_phases.ipynb #7834194f
+# %% ../nbs/11_training_phases.ipynb #1832e0cc
 def phases_1cycle(
-    cycle_len:float,   # epochs, all in all
-    lr,                # the highest rate
+    cycle_len:float, lr, # epochs, all in all; the highest rate
     div:float=10,      # it begins at lr/div
     pct:float=10,      # per cent of the epochs that the tail gets
-    max_mom:float=.95, # momentum at the start and in the tail
-    min_mom:float=.85, # momentum at the highest rate
+    max_mom:float=.95, min_mom:float=.85, # momentum at the start and in the tail; at the highest rate
     opt_func=SGD       # makes the optimiser
 ) -> list:
     "Up, down and a tail, momentum against it (Smith 2018, section 4)"
@@ -417,10 +424,11 @@ def phases_1cycle(
     tail = TrainingPhase(cycle_len-tri, opt_func, lr=(low, end), lr_decay=DecayType.linear, momentum=max_mom)
     return [side(lr=(low, lr), momentum=(max_mom, min_mom)), side(lr=(lr, low), momentum=(min_mom, max_mom)), tail]
 
-# %% ../nbs/11_training_phases.ipynb #c9e68be8
+# %% ../nbs/11_training_phases.ipynb #79202a68
 class _NoValidation(Callback):
     def before_validate(self): raise CancelValidException()
 
+# %% ../nbs/11_training_phases.ipynb #65589699
 @patch
 def find_lr(self:Learner,
     start:float=1e-4,   # the first rate
@@ -461,7 +469,7 @@ class AverageWeights(Callback):
         self.model.load_state_dict(self.avg.module.state_dict())
         update_bn(self.dls.train, self.model)
 
-# %% ../nbs/11_training_phases.ipynb #37092d36
+# %% ../nbs/11_training_phases.ipynb #8bfffa0b
 def trust(p, lr, wd, trust_coeff, eps, **kwargs):
     "The rate of one parameter: in proportion to its length over its gradient's; for vectors, without that"
     w, g = p.data.norm(), p.grad.data.norm()
@@ -469,6 +477,7 @@ def trust(p, lr, wd, trust_coeff, eps, **kwargs):
     return {'local_lr': lr*trust_coeff*ratio}
 trust.defaults = dict(trust_coeff=.02, eps=1e-8)
 
+# %% ../nbs/11_training_phases.ipynb #5c21f99c
 def lars(
     params,               # parameters, or lists of them
     lr,                   # the rate before scaling
@@ -479,21 +488,19 @@ def lars(
     "Layer-wise adaptive rates (You et al. 2017, section 4)"
     return Optimizer(params, [trust, l2_reg, average_grad, larc_step], lr=lr, mom=mom, wd=wd, trust_coeff=trust_coeff)
 
-# %% ../nbs/11_training_phases.ipynb #3708688c
+# %% ../nbs/11_training_phases.ipynb #4a2082ff
 def hold_out(
     dls,            # DataLoaders with `TensorDL`s
     part:float=.2   # of the training pictures
 ): # (DataLoaders without that part, a loader of it without augmentation)
     "Keep a part of the training set out of training; the same part for every seed"
     n, g = len(dls.train_ds), torch.Generator().manual_seed(0)
-    order = torch.randperm(n, generator=g).tolist()
-    out, keep = order[:int(n*part)], order[int(n*part):]
-    dl = dls.train.new()
-    dl.get_idxs, dl.n = lambda: dl.shuffle_fn(keep), len(keep)
+    out, keep = np.split(torch.randperm(n, generator=g).tolist(), [int(n*part)])
+    dl, keep = dls.train.new(), keep.tolist(); dl.get_idxs, dl.n = lambda: dl.shuffle_fn(keep), len(keep)
     held = dls.test_dl([dls.train_ds.items[i] for i in out], with_labels=True)
     return type(dls)(dl, dls.valid, path=dls.path, device=dls.device), held
 
-# %% ../nbs/11_training_phases.ipynb #1502f5f0
+# %% ../nbs/11_training_phases.ipynb #e39a62f4
 def recipe(
     phases:list,       # TrainingPhases
     sizes:list=None,   # size of the pictures in each phase; None: 28 in all
@@ -502,6 +509,7 @@ def recipe(
     "What is compared: phases, sizes and callbacks"
     return AttrDict(phases=phases, sizes=sizes or [28]*len(phases), cbs=cbs)
 
+# %% ../nbs/11_training_phases.ipynb #3fe97ba4
 def run_recipe(
     cfg,       # the lesson's settings
     seed:int,  # for weights, order and augmentation
@@ -529,12 +537,13 @@ def best_rate(
         return min(runs, key=lambda o: o['held_loss'])
     return _experiment
 
-# %% ../nbs/11_training_phases.ipynb #692f60e1
+# %% ../nbs/11_training_phases.ipynb #fb830a85
 def _decaying(decay, **kwargs):
     return lambda cfg, lr: recipe([TrainingPhase(cfg.epochs, SGD, lr=(lr, lr/100), lr_decay=decay, momentum=.9, **kwargs)])
 
 def _adaptive(cfg, lr): return lr * cfg.lr_adaptive/cfg.lr # the rate for optimisers that divide by the gradient's size
 
+# %% ../nbs/11_training_phases.ipynb #53fe7b8b
 def _constant(cfg, lr): return recipe([TrainingPhase(cfg.epochs, SGD, lr=lr, momentum=.9)])
 def _staircase(cfg, lr): return recipe(phases_step([cfg.epochs/2, cfg.epochs/4, cfg.epochs/4], lr))
 def _restarts(cfg, lr): return recipe(phases_sgdr(lr, num_cycle=2, cycle_len=cfg.epochs/3))
@@ -542,7 +551,7 @@ def _one_cycle(cfg, lr): return recipe(phases_1cycle(cfg.epochs, lr))
 def _slow_start(cfg, lr): return recipe(phases_1cycle(cfg.epochs, slice(lr/10, lr)))
 def _slow_end(cfg, lr): return recipe(phases_1cycle(cfg.epochs, [lr, lr/3, lr/10]))
 
-# %% ../nbs/11_training_phases.ipynb #2e0e622a
+# %% ../nbs/11_training_phases.ipynb #32af0a1c
 def _averaged(cfg, lr):
     e = cfg.epochs/3
     return recipe([TrainingPhase(2*e, SGD, lr=lr, momentum=.9), TrainingPhase(e, SGD, lr=lr)], cbs=AverageWeights())
@@ -551,6 +560,7 @@ def _lars(cfg, lr): return recipe(phases_1cycle(cfg.epochs, 10*lr, opt_func=lars
 def _adam(cfg, lr): return recipe([TrainingPhase(cfg.epochs, Adam, lr=_adaptive(cfg, lr))])
 def _adam_cycle(cfg, lr): return recipe(phases_1cycle(cfg.epochs, _adaptive(cfg, lr), opt_func=Adam))
 
+# %% ../nbs/11_training_phases.ipynb #44af3b9b
 def _rms_then_sgd(cfg, lr):
     rms = TrainingPhase(cfg.epochs/3, RMSProp, lr=_adaptive(cfg, lr), momentum=.9)
     return recipe([rms, TrainingPhase(cfg.epochs*2/3, SGD, lr=lr, lr_decay='linear', momentum=.9)])
@@ -562,10 +572,9 @@ def _flat_then_down(sizes=None, small=.5):
         return recipe([TrainingPhase(cfg.epochs*small, SGD, lr=lr, momentum=.9), down], sizes)
     return _make
 
-# %% ../nbs/11_training_phases.ipynb #bd629823
+# %% ../nbs/11_training_phases.ipynb #8882df45
 recipes = { # name → function of (cfg, lr)
-    'one rate': _constant, 'staircase': _staircase,
-    **{f'{o} to a hundredth': _decaying(o) for o in ('linear', 'cosine', 'exponential', 'polynomial')},
+    'one rate': _constant, 'staircase': _staircase, **{f'{o} to a hundredth': _decaying(o) for o in ('linear', 'cosine', 'exponential', 'polynomial')},
     'warm restarts': _restarts, '1cycle': _one_cycle,
     '1cycle, slow first layers': _slow_start, '1cycle, slow last layers': _slow_end,
     'averaged weights': _averaged, 'LARS, 1cycle': _lars, 'Adam, one rate': _adam, 'Adam, 1cycle': _adam_cycle,
@@ -575,10 +584,9 @@ recipes = { # name → function of (cfg, lr)
 }
 answers = {k: best_rate(v) for k,v in recipes.items()} # name → function of (cfg, seed) that gives figures
 
-# %% ../nbs/11_training_phases.ipynb #70c3099e
+# %% ../nbs/11_training_phases.ipynb #c6a39eab
 def compared(
-    got:dict,   # what `load_answers` gives
-    names:list  # the experiments
+    got:dict, names:list # what `load_answers` gives; the experiments
 ) -> list:      # rows: name, accuracy's mean, lowest, highest and deviation, mean held-out loss, rate in the middle
     "Answers as rows of a table, the best first; those not run yet are left out"
     rows = []

@@ -231,7 +231,7 @@ def test_lars():
 
 
 @pytest.fixture(scope='module')
-def digits_cfg(): return lesson_settings('11', 'sample', epochs=1, bs=128, nf_small=2)
+def digits_cfg(): return lesson_settings('11', 'sample', epochs=1, bs=32, nf_small=2)
 
 
 def test_hold_out(digits_cfg):
