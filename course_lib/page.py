@@ -17,12 +17,13 @@ from .lab import Divided, Shown, _css_line, _css_stage, _unseen, watched
 from .restore import box_file, load_model, restore_photo
 from .samples import photo_sources
 
-# %% ../nbs/05b_restore_page.ipynb #771b5130
+# %% ../nbs/05b_restore_page.ipynb #7f7f635e
 examples = { # what it is called → (photograph, damage)
     'a cat, from a small JPEG': ('cat', 'downscale(150, back=True) jpeg(30)'),
     'a cup in bad light': ('coffee', 'gaussian_noise(14) jpeg(40)'),
     'somebody wrote on a portrait': ('portrait', 'jpeg(45) text(.09)')}
 
+# %% ../nbs/05b_restore_page.ipynb #8616bd30
 def example(
     name:str # one of `examples`
 ) -> Image.Image:
@@ -55,11 +56,12 @@ class Photo:
         for o in small: o.thumbnail((side, side))
         return Shown(*small, jpeg_bytes(small[1], 90))
 
-# %% ../nbs/05b_restore_page.ipynb #28a11c13
+# %% ../nbs/05b_restore_page.ipynb #ef074d22
 _css_page = '''.cl-page { max-width: 560px; } .cl-page .cl-said { color: var(--jp-error-color1, #b00); }
 .cl-page a { padding: 4px 10px; border-radius: 4px; background: var(--jp-brand-color1, #1976d2); color: #fff; text-decoration: none; }'''
 _link = '<a download="{}" href="data:{};base64,{}">take it home ({:,.0f} kB)</a>'
 
+# %% ../nbs/05b_restore_page.ipynb #a09ff332
 class RestorePage:
     "Upload, compare, take home"
     def __init__(self,

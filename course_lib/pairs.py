@@ -45,7 +45,7 @@ def make_pairs(
     for k in range(cfg.get('variants', 1)): crappify_folder(cfg.crappifier, path_hr, home/str(k), seed=cfg.seed+k, shown=False)
     return path_hr, pair_files(path_hr, home/'0', cfg.files)
 
-# %% ../nbs/04a_pairs.ipynb #023a268c
+# %% ../nbs/04a_pairs.ipynb #657ba983
 def photo_of(
     p, root # a picture; the dataset's folder
 ) -> str:
@@ -53,6 +53,7 @@ def photo_of(
     parts = Path(p).relative_to(root).parts
     return parts[-2] if len(parts) > 2 else Path(p).stem
 
+# %% ../nbs/04a_pairs.ipynb #46398cc8
 def held_out(
     p, root, # a picture; the dataset's folder
     share=.1 # of the photographs, where the folders do not say it
@@ -62,7 +63,7 @@ def held_out(
     if top in ('train', 'valid'): return top == 'valid'
     return int(hashlib.sha256(photo_of(p, root).encode()).hexdigest()[:8], 16) < share*2**32
 
-# %% ../nbs/04a_pairs.ipynb #b2307ecf
+# %% ../nbs/04a_pairs.ipynb #60aad04a
 class SquarePhoto(PILImage):
     "A photograph cut to the square in its middle"
     @classmethod
@@ -71,6 +72,7 @@ class SquarePhoto(PILImage):
         s, (w, h) = min(im.size), im.size
         return cls(im if w == h else im.crop(((w-s)//2, (h-s)//2, (w-s)//2+s, (h-s)//2+s)))
 
+# %% ../nbs/04a_pairs.ipynb #998a67b2
 class CropAlike(RandTransform):
     "In training, a smaller square out of each picture, at one place for all that is in a pair; for batches of bytes"
     split_idx, order = 0, 5
@@ -88,7 +90,7 @@ class CropAlike(RandTransform):
         windows = x.unfold(2, self.side, 1).unfold(3, self.side, 1) # (n, c, places down, places across, side, side)
         return windows[torch.arange(len(x), device=x.device), :, self.i, self.j]
 
-# %% ../nbs/04a_pairs.ipynb #e2bde4e0
+# %% ../nbs/04a_pairs.ipynb #b83f887c
 def pair_tfms(
     cfg # settings: size, crop, max_zoom
 ) -> list: # batch transforms
@@ -97,6 +99,7 @@ def pair_tfms(
     small = [CropAlike(cfg.crop)] if cfg.crop < cfg.size else []
     return [*small, *tfms, Normalize.from_stats(*imagenet_stats)]
 
+# %% ../nbs/04a_pairs.ipynb #f3afb670
 def draws(
     valid:bool, # a held-out file?
     cfg         # settings: size, crop
@@ -104,6 +107,7 @@ def draws(
     "How many squares of side `crop` an epoch takes from a file: as many as fit beside each other; all of a held-out one at once"
     return 1 if valid else (cfg.size//cfg.crop)**2
 
+# %% ../nbs/04a_pairs.ipynb #02984fef
 def variant(
     good, crappy, root, # a photograph, its crappy twin, the folder of the good ones
     k:int               # the number of another twin, see `make_pairs`
@@ -112,6 +116,7 @@ def variant(
     rel = crappy_name(str(Path(good).relative_to(root)))
     return Path(str(crappy).removesuffix(rel)).parent/str(k)/rel
 
+# %% ../nbs/04a_pairs.ipynb #c5138de4
 def pair_dls(
     pairs:dict, root, # see `pair_files`; the folder of the good ones
     cfg               # settings: bs, size, crop, max_zoom
@@ -125,7 +130,7 @@ def pair_dls(
     if len(dls.train): return dls
     raise CourseError(f'pair_dls: bs = {cfg.bs}, and there are {len(dls.train_ds)} training pairs. Expected a smaller bs')
 
-# %% ../nbs/04a_pairs.ipynb #e54212cb
+# %% ../nbs/04a_pairs.ipynb #38847ad5
 def unit(
     x # (…, 3, h, w), normalised with ImageNet's statistics
 ):    # numbers from 0 to 1
@@ -133,6 +138,7 @@ def unit(
     mean, std = (torch.tensor(o, device=x.device)[:,None,None] for o in imagenet_stats)
     return (x.detach().as_subclass(torch.Tensor).float()*std + mean).clip(0, 1)
 
+# %% ../nbs/04a_pairs.ipynb #39448683
 def show_rows(
     *columns,       # batches of pictures, normalised, of one length
     titles=('input', 'ours', 'target'), n=3, size=1.9
@@ -167,7 +173,7 @@ def plain_scores(
     psnr = peak_signal_noise_ratio(x, y, data_range=1., dim=(1,2,3), reduction='elementwise_mean')
     return psnr.item(), structural_similarity_index_measure(x, y, data_range=1.).item()
 
-# %% ../nbs/04a_pairs.ipynb #373965e5
+# %% ../nbs/04a_pairs.ipynb #830f6e0b
 def plain_table(
     pairs:dict, # good file → crappy file
     size:int    # side of the squares
@@ -176,6 +182,7 @@ def plain_table(
     ways = ('NEAREST', 'BILINEAR', 'BICUBIC', 'LANCZOS')
     return {f'input, enlarged {o.lower()}': (*plain_scores(pairs, size, getattr(Image.Resampling, o)), None) for o in ways}
 
+# %% ../nbs/04a_pairs.ipynb #79a3364a
 def tell_scores(
     table:dict # name → (PSNR, SSIM, seconds for a megapixel or None)
 ):

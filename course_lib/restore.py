@@ -28,9 +28,10 @@ from .resnet import course_learner
 from .samples import cut_patches, photo_sources
 from .unet import SelfAttention, Unet, layer_shapes, make_unet, small_encoder
 
-# %% ../nbs/05a_restore.ipynb #549a33ab
+# %% ../nbs/05a_restore.ipynb #b2c74855
 model_kinds = {} # name → function from settings to an untrained network
 
+# %% ../nbs/05a_restore.ipynb #b516ceba
 def model_kind(
     fn # a function from settings (a dict) to a network
 ):     # the same
@@ -38,6 +39,7 @@ def model_kind(
     model_kinds[fn.__name__] = fn
     return fn
 
+# %% ../nbs/05a_restore.ipynb #a5eb71cb
 @model_kind
 def photo_unet(
     cfg # settings: widths, the channels at each size of the grid
@@ -45,6 +47,7 @@ def photo_unet(
     "A small U-Net that begins as the identity, and in which everything is local"
     return InputUnet(small_encoder(tuple(cfg['widths'])), 3, (64,64), bottle=True, blur=True, y_range=(-3,3))
 
+# %% ../nbs/05a_restore.ipynb #bd837c99
 def make_restorer(
     cfg # settings of lesson 05: arch, pretrained, norm, crop, from_input
 ) -> tuple: # (a U-Net from pictures to pictures, whether its encoder was pretrained)
@@ -52,6 +55,7 @@ def make_restorer(
     cls, y_range = (InputUnet, (-3,3)) if cfg['from_input'] == 'yes' else (Unet, None)
     return make_unet(AttrDict(cfg), 3, (cfg['crop'],)*2, cls=cls, blur=True, y_range=y_range)
 
+# %% ../nbs/05a_restore.ipynb #addfe65f
 @model_kind
 def restorer(
     cfg # settings of lesson 05
@@ -59,6 +63,7 @@ def restorer(
     "The U-Net of lesson 05, without ImageNet weights: its own come from the file"
     return make_restorer({**cfg, 'pretrained': 'no'})[0]
 
+# %% ../nbs/05a_restore.ipynb #505cf602
 @model_kind
 def generator(
     cfg # settings of lesson 04
@@ -89,12 +94,13 @@ def unlike(
 
 def _first(lines, n=3): return '; '.join(lines[:n]) + (f'; and {len(lines)-n} more' if len(lines) > n else '')
 
-# %% ../nbs/05a_restore.ipynb #c6ddd80e
+# %% ../nbs/05a_restore.ipynb #036ac9cf
 def _made(kind, cfg):
     "The untrained network; raises `CourseError` for a kind that is not known here"
     if kind not in model_kinds: raise CourseError(f"{kind!r} is no kind of network here. Known: {', '.join(model_kinds)}")
     return model_kinds[kind](cfg)
 
+# %% ../nbs/05a_restore.ipynb #059f9920
 def _put(path, data):
     "Write bytes beside their place, and move them there in one step"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,13 +165,14 @@ def load_model(
     model.load_state_dict(tensors)
     return model.to(default_device()).eval().requires_grad_(False), about
 
-# %% ../nbs/05a_restore.ipynb #9b6a5f0e
+# %% ../nbs/05a_restore.ipynb #9099072e
 def grid_step(
     model # a Unet
 ) -> int: # pixels
     "What the sides of a picture must be multiples of"
     return 64//layer_shapes(model.encoder, (64,64))[-1][-1]
 
+# %% ../nbs/05a_restore.ipynb #c82dbec7
 def mirrored(
     a,    # array (h, w, 3)
     k:int # pixels
@@ -181,7 +188,7 @@ def _through(model, a):
     mean, std = (torch.tensor(o, device=x.device)[:,None,None] for o in imagenet_stats)
     return unit(model((x-mean)/std))[0].permute(1,2,0).cpu().numpy()
 
-# %% ../nbs/05a_restore.ipynb #b81a70eb
+# %% ../nbs/05a_restore.ipynb #6fd698f6
 def tile_starts(
     n:int,      # length of a side
     tile:int,   # length of a tile
@@ -190,6 +197,7 @@ def tile_starts(
     "Where tiles begin along a side; the last one ends with it"
     return [*range(0, max(0, n-tile), tile-overlap), max(0, n-tile)]
 
+# %% ../nbs/05a_restore.ipynb #52d019f1
 def tile_weights(
     n:int, tile:int, overlap:int # see `tile_starts`
 ) -> list: # an array for each tile; over all tiles they sum to 1 everywhere
@@ -201,7 +209,7 @@ def tile_weights(
     for s,w in zip(starts, ends): total[s:s+tile] += w
     return [np.float32(w/total[s:s+tile]) for s,w in zip(starts, ends)]
 
-# %% ../nbs/05a_restore.ipynb #95b8c668
+# %% ../nbs/05a_restore.ipynb #cb7723ac
 def _tiled(model, a, tile, overlap):
     "The same as `_through`, in tiles"
     (h, w), res = a.shape[:2], np.zeros(a.shape, np.float32)
@@ -212,6 +220,7 @@ def _tiled(model, a, tile, overlap):
             res[part] += _through(model, np.ascontiguousarray(a[part]))*(wy[:,None]*wx)[...,None]
     return res
 
+# %% ../nbs/05a_restore.ipynb #0aff87f7
 def sees_all(
     model # a network
 ) -> bool:
@@ -253,11 +262,12 @@ def photo_jobs(
         else: raise CourseError(f'{p}: there is no such file or folder. Expected photographs')
     return res
 
-# %% ../nbs/05a_restore.ipynb #1fe2fc85
+# %% ../nbs/05a_restore.ipynb #10fb7632
 def _same_file(p, inputs):
     "Is this file one of those that are read, by whatever name?"
     return p.exists() and (p.stat().st_dev, p.stat().st_ino) in inputs
 
+# %% ../nbs/05a_restore.ipynb #77a63331
 def _one_file(model, src, dest, kwargs):
     "Restore one file; gives what was unusual and what was done, or None"
     try: im, note = open_photo(src)
@@ -267,7 +277,7 @@ def _one_file(model, src, dest, kwargs):
     _put(dest, file_bytes(res, dest.name))
     return note
 
-# %% ../nbs/05a_restore.ipynb #353f6b25
+# %% ../nbs/05a_restore.ipynb #a2c1fdae
 def restore_files(
     paths,             # files and folders
     model,             # see `restore_photo`
@@ -294,6 +304,7 @@ def restore_files(
             rep.made += not (note and note[1] == 'left out')
     return rep
 
+# %% ../nbs/05a_restore.ipynb #21f82519
 def _watched(jobs, shown):
     "A progress bar, where somebody watches"
     if not (shown and len(jobs) > 1 and (sys.stdout.isatty() or 'ipykernel' in sys.modules)): return jobs
@@ -313,7 +324,7 @@ def box_file() -> Path:
     "The weights that come with the course"
     return Path(find_spec('course_lib').origin).parent/'weights'/'restore.safetensors'
 
-# %% ../nbs/05a_restore.ipynb #a77b87de
+# %% ../nbs/05a_restore.ipynb #bdfbfd41
 def box_patches(
     held_out:bool, # of the held-out photographs, or of the others?
     size:int=128,  # side of a square, in pixels
@@ -323,6 +334,7 @@ def box_patches(
     ims = [open_photo(f)[0] for f,out in photo_sources().values() if out == held_out]
     return [o for im in ims for n in (1, 2) for _,_,o in cut_patches(im.reduce(n), size, step)]
 
+# %% ../nbs/05a_restore.ipynb #ae75e3a3
 class DamagedPatches(torch.utils.data.Dataset):
     "Pairs (damaged, whole) of squares: damaged anew every time they are asked for, or always alike"
     def __init__(self,
@@ -351,17 +363,19 @@ def box_dls(
     return DataLoaders.from_dsets(train, valid, bs=cfg.bs, val_bs=2*cfg.bs, num_workers=workers, after_batch=tfms,
         device=default_device())
 
-# %% ../nbs/05a_restore.ipynb #6f980232
+# %% ../nbs/05a_restore.ipynb #44417ed1
 box_trials = { # what a network is tried on: name → damage
     'nothing': 'chain()', 'fewer pixels (64 of 128)': 'downscale(64, back=True)', 'JPEG of quality 20': 'jpeg(20)',
     'noise (12 of 255)': 'gaussian_noise(12)', 'blur (1.2 pixels)': 'gaussian_blur(1.2)', 'writing': 'text(.1)',
     'the mixture it trained on': box_settings.damage}
 
+# %% ../nbs/05a_restore.ipynb #09f31f4b
 def _together(pics, ims):
     "PSNR of many pictures, from the mean of their squared errors; 99 where there are none"
     error = np.mean([10**(-psnr(a, b)/10) for a,b in zip(pics, ims)])
     return round(float(min(99., -10*np.log10(max(error, 1e-12)))), 2)
 
+# %% ../nbs/05a_restore.ipynb #87d0afa5
 def try_box(
     model,     # see `restore_photo`
     size:int=128, seed:int=42 # side of the held-out squares; of the damage
