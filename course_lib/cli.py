@@ -403,7 +403,7 @@ def answers(
             print(f"{name}, seed {s}: " + ', '.join(f'{k} {v:.4f}' for k,v in rows[-1].items()), flush=True)
         save_answer(lesson, name, rows, own(name), n, list(range(1, seeds+1)), time.time()-t0, keep=keep)
 
-# %% ../nbs/90_cli.ipynb #493a2e1b
+# %% ../nbs/90_cli.ipynb #5164cbc1
 @call_parse
 def train(
     lesson:str,      # The lesson, such as 01
@@ -413,6 +413,8 @@ def train(
     header(lesson, profile)
     mod = lesson_module(lesson)
     if not hasattr(mod, 'train'): raise CourseError(f'{find_lesson(lesson)} has nothing to train outside its notebook')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not getattr(mod.train, 'distributed', False):
+        raise CourseError(f'{find_lesson(lesson)} trains in one process. Start it without torchrun')
     mod.train(lesson_settings(lesson, profile))
 
 # %% ../nbs/90_cli.ipynb #603cfda1

@@ -7,7 +7,7 @@ __all__ = ['answers', 'UnalignedDataset', 'choosing_split', 'ResnetBlock', 'Resn
            'init_weights', 'ImagePool', 'gan_loss', 'CycleGAN', 'critic_loss', 'lr_factor', 'strips', 'batches',
            'fit_cycle', 'fixed_pairs', 'run_cycle', 'train']
 
-# %% ../nbs/07_cyclegan.ipynb #bdac2ae1
+# %% ../nbs/07_cyclegan.ipynb #f44f4cbf
 import copy
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import PILImage, get_image_files, master_bar, progress_bar
 from .core import CourseError, default_device, runs_home, seed_everything
-from .cyclegan_parts import (InstanceNorm, UnetGenerator, load_checkpoint, measure, save_checkpoint, save_strips,
+from .cyclegan_parts import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure, save_checkpoint, save_strips,
     share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache
 
@@ -74,11 +74,11 @@ def choosing_split(
     "The part to look at and to choose settings on: `valid` where there is one, so that `test` stays unseen; else `test`"
     return 'valid' if (Path(path)/'validA').exists() else 'test'
 
-# %% ../nbs/07_cyclegan.ipynb #8ea49207
+# %% ../nbs/07_cyclegan.ipynb #11a38e82
 def _norm_act(nf, act=True): return [InstanceNorm(nf)] + [nn.ReLU(inplace=True)]*act
 
 def _conv(ni, nf, ks, stride=1, pad=0, act=True):
-    return [nn.Conv2d(ni, nf, ks, stride, pad), *_norm_act(nf, act)]
+    return [Conv2d(ni, nf, ks, stride, pad), *_norm_act(nf, act)]
 
 def _up(ni, nf):
     return [nn.ConvTranspose2d(ni, nf, 3, 2, 1, output_padding=1), *_norm_act(nf)]
@@ -94,7 +94,7 @@ class ResnetBlock(nn.Module):
         self.convs = nn.Sequential(pad(), *_conv(nf, nf, 3), pad(), *_conv(nf, nf, 3, act=False))
     def forward(self, x): return x + self.convs(x)
 
-# %% ../nbs/07_cyclegan.ipynb #6c862547
+# %% ../nbs/07_cyclegan.ipynb #24329284
 class ResnetGenerator(nn.Module):
     "From one kind of picture to the other (Zhu et al. 2017, section 4); sides must be multiples of 4"
     def __init__(self,
@@ -106,14 +106,14 @@ class ResnetGenerator(nn.Module):
         self.skip = skip
         down = *_conv(nf, 2*nf, 3, 2, 1), *_conv(2*nf, 4*nf, 3, 2, 1)
         up = *_up(4*nf, 2*nf), *_up(2*nf, nf)
-        last = nn.ReflectionPad2d(3), nn.Conv2d(nf, 3, 7)
+        last = nn.ReflectionPad2d(3), Conv2d(nf, 3, 7)
         self.layers = nn.Sequential(nn.ReflectionPad2d(3), *_conv(3, nf, 7), *down,
             *(ResnetBlock(4*nf) for _ in range(blocks)), *up, *last)
     def forward(self, x):
         y = self.layers(x)
         return torch.tanh(y + torch.atanh(.98*x) if self.skip else y)
 
-# %% ../nbs/07_cyclegan.ipynb #f1ca3172
+# %% ../nbs/07_cyclegan.ipynb #b3bf4b1b
 class NLayerDiscriminator(nn.Module):
     "Judges patches (Isola et al. 2016, section 3.2.2): (n, 3, h, w) → (n, 1, about h/8, about w/8) with 3 layers"
     def __init__(self,
@@ -122,10 +122,10 @@ class NLayerDiscriminator(nn.Module):
     ):
         super().__init__()
         leaky, sizes = lambda: nn.LeakyReLU(.2, inplace=True), [nf*min(2**i, 8) for i in range(layers+1)]
-        res = [nn.Conv2d(3, nf, 4, 2, 1), leaky()]
+        res = [Conv2d(3, nf, 4, 2, 1), leaky()]
         for i,(ni,no) in enumerate(zip(sizes, sizes[1:])):
-            res += [nn.Conv2d(ni, no, 4, 2 if i < layers-1 else 1, 1), InstanceNorm(no), leaky()]
-        self.layers = nn.Sequential(*res, nn.Conv2d(sizes[-1], 1, 4, 1, 1))
+            res += [Conv2d(ni, no, 4, 2 if i < layers-1 else 1, 1), InstanceNorm(no), leaky()]
+        self.layers = nn.Sequential(*res, Conv2d(sizes[-1], 1, 4, 1, 1))
     def forward(self, x): return self.layers(x)
 
 # %% ../nbs/07_cyclegan.ipynb #7bda9685
@@ -176,7 +176,7 @@ def gan_loss(
 
 def _l1(x, y): return F.l1_loss(x.float(), y)
 
-# %% ../nbs/07_cyclegan.ipynb #84e01fe7
+# %% ../nbs/07_cyclegan.ipynb #9ab62b25
 class CycleGAN(nn.Module):
     "Two generators, two critics, their optimisers and pools"
     def __init__(self,
@@ -192,8 +192,8 @@ class CycleGAN(nn.Module):
         self.G, self.F, self.D_A, self.D_B = (init_weights(o()) for o in (make, make, critic, critic))
         self.mean_G, self.mean_F = (copy.deepcopy(o).requires_grad_(False) if cfg.ema else None for o in (self.G, self.F))
         self.cfg, self.pools = cfg, [ImagePool(cfg.pool, [seed, seed+1][k] + 1000*_rank()) for k in (0,1)]
-        dev = default_device() # channels-last is for CUDA's tensor cores; a CPU is no faster with it
-        self.to(dev, memory_format=torch.channels_last if dev.type == 'cuda' else torch.contiguous_format)
+        self.to(default_device(), memory_format=torch.channels_last)
+        half_gradients(self, cfg.half == 'auto')
         self.optimisers()
 
 # %% ../nbs/07_cyclegan.ipynb #630a1f0d
@@ -250,9 +250,9 @@ def _average(self):
     means = [*self.mean_G.parameters(), *self.mean_F.parameters()]
     torch._foreach_lerp_(means, [p.detach() for p in self.gens], 1-self.cfg.ema)
 
-# %% ../nbs/07_cyclegan.ipynb #b99dae52
+# %% ../nbs/07_cyclegan.ipynb #0c1a5023
 def _half(self):
-    "The passes of a step in bfloat16, where the settings and the device allow it"
+    "The passes of a step in bfloat16, where the settings allow it and the device is CUDA"
     dev = next(self.parameters()).device.type
     return torch.autocast(dev, torch.bfloat16, enabled=self.cfg.half == 'auto' and dev == 'cuda')
 
@@ -410,7 +410,7 @@ answers = { # name → function of (cfg, seed) that gives figures
     'no skip': _with(skip=0),
 }
 
-# %% ../nbs/07_cyclegan.ipynb #7c688d19
+# %% ../nbs/07_cyclegan.ipynb #179044b7
 def train(
     cfg # the lesson's settings
 ):      # the trained CycleGAN
@@ -420,3 +420,5 @@ def train(
     (path, ds, _), gan = _heaps(cfg, cfg.seed), CycleGAN(cfg)
     fit_cycle(gan, ds, runs_home()/'07_cyclegan'/f'train-{cfg.profile}', fixed_pairs(cfg, path), resume=True)
     return gan
+
+train.distributed = True

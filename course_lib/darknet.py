@@ -246,7 +246,7 @@ class Together(Callback):
         self.learn.model = nn.parallel.DistributedDataParallel(self.alone, device_ids=ids)
     def after_fit(self): self.learn.model = self.alone
 
-# %% ../nbs/10_darknet_cifar10.ipynb #97676448
+# %% ../nbs/10_darknet_cifar10.ipynb #1d74a5d1
 def train(
     cfg # the lesson's settings; `bs` is the batch of one process
 ):      # the trained Learner
@@ -263,6 +263,8 @@ def train(
         return _fit_and_save(learn, cfg, rank, world)
     finally:
         if world > 1: torch.distributed.destroy_process_group()
+
+train.distributed = True # `course train` refuses torchrun to a lesson that does not say so
 
 # %% ../nbs/10_darknet_cifar10.ipynb #0c091475
 def _fit_and_save(learn, cfg, rank, world):

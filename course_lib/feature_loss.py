@@ -9,8 +9,8 @@ __all__ = ['answers', 'answers_full', 'small_stage', 'large_stage', 'gram_matrix
            'gan_of_lesson_04', 'middle_of', 'last_step_mask', 'colour_spread', 'fit_restorer', 'without_pixels',
            'nogan_step', 'fit_nogan', 'train']
 
-# %% ../nbs/05_feature_loss_superres.ipynb #587f98d5
-import os, weakref
+# %% ../nbs/05_feature_loss_superres.ipynb #5c659e6a
+import weakref
 from copy import deepcopy
 from functools import partial
 import numpy as np, torch, torch.nn.functional as F
@@ -38,14 +38,25 @@ def large_stage(cfg):
     "The settings of the second stage's pairs"
     return AttrDict({**cfg, 'bs': cfg.bs_full})
 
-# %% ../nbs/05_feature_loss_superres.ipynb #07b596fc
+# %% ../nbs/05_feature_loss_superres.ipynb #748be339
+class _TimesItself(torch.autograd.Function):
+    "F Fᵀ of (n, c, places), with its gradient as one product"
+    @staticmethod
+    def forward(ctx, f):
+        ctx.save_for_backward(f)
+        return f @ f.transpose(1, 2)
+    @staticmethod
+    def backward(ctx, g):
+        (f,), both = ctx.saved_tensors, g + g.transpose(1, 2)
+        return both @ f if f.stride(2) == 1 else (f.transpose(1, 2) @ both).transpose(1, 2)
+
+# %% ../nbs/05_feature_loss_superres.ipynb #d4075602
 def gram_matrix(
     x # activations (n, c, h, w)
 ):    # (n, c, c)
     "How channels are active together, wherever that is (Gatys et al. 2015), over c·h·w"
     n, c, h, w = x.shape
-    f = x.flatten(2)
-    return f @ f.transpose(1, 2) / (c*h*w)
+    return _TimesItself.apply(x.flatten(2)) / (c*h*w)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #42354551
 def fold_norms(
@@ -404,13 +415,11 @@ answers_full = { # these need the full dataset's photographs, or a part of them,
     'pets: features of MobileNetV2': _with(partial(fit_restorer, name='real05'), **_real),
 }
 
-# %% ../nbs/05_feature_loss_superres.ipynb #a3c60a76
+# %% ../nbs/05_feature_loss_superres.ipynb #034a2036
 def train(
     cfg # the lesson's settings
 ):      # the trained Learner
     "Train the lesson's U-Net with its feature loss, and keep it; what `course train 05` runs, in one process"
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise CourseError('lesson 05 trains in one process. Start it without torchrun')
     learn, large = _trained(cfg, cfg.seed)
     file = runs_home()/'models'/'05_feature_loss_superres.safetensors'
     save_model(file, learn.model, cfg, _measured(cfg, learn.model, large), kind='restorer')

@@ -8,8 +8,8 @@ __all__ = ['rate_factors', 'recipes', 'answers', 'small_net', 'DecayType', 'misp
            'three_groups', 'phases_step', 'phases_sgdr', 'phases_1cycle', 'AverageWeights', 'trust', 'lars', 'hold_out',
            'recipe', 'run_recipe', 'best_rate', 'compared', 'train']
 
-# %% ../nbs/11_training_phases.ipynb #e6165b28
-import itertools, math, os
+# %% ../nbs/11_training_phases.ipynb #a6aef93d
+import itertools, math
 from copy import deepcopy
 from enum import Enum
 from functools import partial
@@ -596,12 +596,11 @@ def compared(
         rows.append([k, a.mean(), a.min(), a.max(), a.std(ddof=1) if len(a) > 1 else 0., loss.mean(), float(np.median(rate))])
     return sorted(rows, key=lambda o: -o[1])
 
-# %% ../nbs/11_training_phases.ipynb #c2b0d896
+# %% ../nbs/11_training_phases.ipynb #a1d099a4
 def train(
     cfg # the lesson's settings
 ):      # the trained Learner
     "Train the lesson's network with 1cycle in phases; what `course train 11` runs, in one process"
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise CourseError('lesson 11 trains in one process. Start it without torchrun')
     seed_everything(cfg.seed)
     learn = course_learner(sized_dls(cfg), small_net(cfg.nf_small))
     learn.fit_phases(phases_1cycle(cfg.epochs, cfg.lr))

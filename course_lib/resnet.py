@@ -8,8 +8,8 @@ __all__ = ['answers', 'mnist_dls', 'conv', 'simple_cnn', 'n_params', 'course_lea
            'DenseLayer', 'transition', 'conv_and_res', 'resnet_ish', 'like_filters', 'filter_direction', 'loss_surface',
            'wide_resnet', 'digit_augs', 'fit_digits', 'no_skips', 'dense_ish', 'last_relu', 'train']
 
-# %% ../nbs/01_mnist_resnet.ipynb #2d3d2d18
-import os, time
+# %% ../nbs/01_mnist_resnet.ipynb #29db246d
+import time
 from .core import CourseError, default_device, runs_home, seed_everything
 import numpy as np, torch
 from torch import nn
@@ -341,12 +341,11 @@ answers = { # name → function of (cfg, seed) that gives figures
     'a tenth of the rate': _deep(lr=.1),
 }
 
-# %% ../nbs/01_mnist_resnet.ipynb #8ae0cebb
+# %% ../nbs/01_mnist_resnet.ipynb #33851639
 def train(
     cfg # the lesson's settings
 ):      # the trained Learner
     "Train the lesson's ResNet; what `course train 01` runs, in one process"
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise CourseError('lesson 01 trains in one process. Start it without torchrun')
     seed_everything(cfg.seed)
     learn = course_learner(mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs), resnet_ish())
     learn.fit_one_cycle(cfg.epochs_deep, cfg.lr_deep)

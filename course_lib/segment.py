@@ -8,8 +8,7 @@ __all__ = ['answers', 'answers_full', 'scene_codes', 'scene_files', 'mask_file',
            'scores', 'baseline', 'SceneLoss', 'segmenter', 'predict_scenes', 'three', 'score_files', 'ResUnetBlock',
            'NoCross', 'NoPixels', 'transposed_up', 'TransposedBlock', 'dense_step', 'fit_scenes', 'train']
 
-# %% ../nbs/02_unet_segmentation.ipynb #cffff568
-import os
+# %% ../nbs/02_unet_segmentation.ipynb #694d283d
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -365,13 +364,11 @@ answers_full = { # these need the full dataset, and take what a CPU can do with 
     'CamVid, the same from scratch': _with(**_laptop, pretrained='no'),
 }
 
-# %% ../nbs/02_unet_segmentation.ipynb #83671649
+# %% ../nbs/02_unet_segmentation.ipynb #484eb6ef
 def train(
     cfg # the lesson's settings
 ):      # the trained Learner
     "Train the lesson's U-Net; what `course train 02` runs, in one process"
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise CourseError('lesson 02 trains in one process. Start it without torchrun')
     seed_everything(cfg.seed)
     path = get_data(cfg.dataset, cfg.profile)
     learn, had = _learner(cfg, path)

@@ -85,7 +85,7 @@ lbfgs = partial(torch.optim.LBFGS, history_size=20, tolerance_grad=0, tolerance_
 # %% ../nbs/08_style_transfer.ipynb #95d1a4f5
 class _Enough(Exception): pass
 
-# %% ../nbs/08_style_transfer.ipynb #3d967481
+# %% ../nbs/08_style_transfer.ipynb #60fbee80
 def optimise(
     loss,            # picture (n, 3, h, w) → (n,) losses
     start,           # where to begin: a picture (n, 3, h, w), 0 to 1, or a `Canvas`
@@ -94,7 +94,7 @@ def optimise(
     each=None        # called after each evaluation with (how many there were, loss, picture)
 ) -> tuple:          # the best picture (n, 3, h, w), the losses in order
     "Walk downhill with the pixels; a loss that is no longer a number ends the walk at the best picture so far"
-    canvas = start if isinstance(start, nn.Module) else Canvas(start, power=0)
+    canvas = start if isinstance(start, nn.Module) else Canvas(start, power=0, grey=1)
     opt, losses, best = opt(canvas.parameters()), [], [math.inf, None]
     def closure():
         if len(losses) == evals or not all(map(math.isfinite, losses[-1:])): raise _Enough
@@ -118,23 +118,26 @@ def _checked(best, losses):
         print(f'the loss left the numbers at evaluation {len(losses)}; this is the best picture before')
     return best, losses
 
-# %% ../nbs/08_style_transfer.ipynb #a170eccd
+# %% ../nbs/08_style_transfer.ipynb #d2cade7e
 class Canvas(nn.Module):
-    "A picture as a sum of waves, of which the coarse ones count more (Olah et al. 2017)"
+    "A picture as a sum of waves, of which the coarse ones and the grey ones count more (Olah et al. 2017)"
     def __init__(self,
-        start,         # (n, 3, h, w), what is on it at first
-        power:float=.7 # how much more: 1/frequency to this power; 0: plain pixels
+        start,          # (n, 3, h, w), what is on it at first
+        power:float=.7, # how much more: 1/frequency to this power; 0: all alike
+        grey:float=2.3  # how much more the mean of the colours counts than their differences; 1: alike
     ):
         super().__init__()
-        self.power, self.sz = power, start.shape[-2:]
+        self.power, self.grey, self.sz = power, grey, start.shape[-2:]
         self.register_buffer('gain', self._gain().to(start))
-        self.y = nn.Parameter(self.turn(start, 1/self.gain).detach().clone(memory_format=torch.contiguous_format))
+        self.y = nn.Parameter(self.turn(start, 1/self.gain, 1/grey).detach().clone(memory_format=torch.contiguous_format))
     def _gain(self):
         h, w = self.sz
         g = torch.hypot(torch.fft.fftfreq(h)[:,None], torch.fft.rfftfreq(w)).clamp(min=1/max(h, w))**-self.power
         return g/g.square().mean().sqrt()
-    def turn(self, x, gain): return torch.fft.irfft2(torch.fft.rfft2(x)*gain, s=self.sz) if self.power else x
-    def forward(self): return self.turn(self.y, self.gain)
+    def turn(self, x, gain, grey):
+        x = x + (grey-1)*x.mean(1, keepdim=True)
+        return torch.fft.irfft2(torch.fft.rfft2(x)*gain, s=self.sz) if self.power else x
+    def forward(self): return self.turn(self.y, self.gain, self.grey)
 
 # %% ../nbs/08_style_transfer.ipynb #4a35bba5
 def plain_vgg(
@@ -546,18 +549,19 @@ def total_variation(
     "Mean absolute difference between neighbouring pixels, down and across"
     return x.diff(dim=-1).abs().mean((1,2,3)) + x.diff(dim=-2).abs().mean((1,2,3))
 
-# %% ../nbs/08_style_transfer.ipynb #2db0853f
-def _with_tv(weight, power=.7):
+# %% ../nbs/08_style_transfer.ipynb #d168e4f6
+def _with_tv(weight, **how):
     def _f(cfg, seed):
         net, c, a, _, start = _parts(cfg, seed)
         plain = transfer_loss(net, c, a, cfg.content_block, cfg.style_weight)
-        canvas = Canvas(start, power)
+        canvas = Canvas(start, **how)
         x = optimise(lambda x: plain(x) + weight*total_variation(x), canvas, cfg.grid_evals)[0]
         return dict(loss=plain(x).item(), variation=total_variation(x).item(), painting_has=total_variation(a).item())
     return _f
 
-# %% ../nbs/08_style_transfer.ipynb #eead89c2
-answers |= {'plain pixels': _with_tv(0, 0), 'plain pixels, total variation × 2': _with_tv(2, 0),
+# %% ../nbs/08_style_transfer.ipynb #5ec35a15
+_pixels = dict(power=0, grey=1)
+answers |= {'plain pixels': _with_tv(0, **_pixels), 'plain pixels, total variation × 2': _with_tv(2, **_pixels),
     'canvas': _with_tv(0), 'canvas, total variation × 2': _with_tv(2)}
 
 # %% ../nbs/08_style_transfer.ipynb #99f587e5

@@ -6,6 +6,8 @@ import pytest
 from course_lib import cli
 from course_lib.core import CourseError, load_answers
 
+LESSONS = [f'{i:02d}' for i in range(1, 12)]
+
 lesson_run = '''
 import sys
 from pathlib import Path
@@ -173,6 +175,20 @@ def test_train_calls_the_module(monkeypatch):
     assert (got[0].lesson, got[0].bs) == ('01_mnist_resnet', 64)
     monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace())
     with pytest.raises(CourseError, match='nothing to train'): cli.train('01', profile='sample')
+
+
+@pytest.mark.parametrize('lesson', [o for o in LESSONS if hasattr(cli.lesson_module(o), 'train')])
+def test_train_under_torchrun(monkeypatch, lesson):
+    "Lessons 07 and 10 take several processes, the others refuse in a line"
+    mod, ran = cli.lesson_module(lesson), []
+    def train(cfg): ran.append(lesson)
+    train.__dict__.update(mod.train.__dict__)
+    monkeypatch.setattr(mod, 'train', train)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    if lesson not in ('07', '10'):
+        with pytest.raises(CourseError, match='one process'): cli.train(lesson, profile='sample')
+    else: cli.train(lesson, profile='sample')
+    assert ran == [lesson]*(lesson in ('07', '10'))
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 "Crappifiers: every step on every picture, chains and their text, folders of pairs whatever happens, and functions that are kept"
-import errno, io, json, os, pickle, signal, struct, subprocess, sys, time, zlib
+import errno, io, os, pickle, signal, struct, subprocess, sys, time, zlib
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image, ImageFilter, ImageOps

@@ -5,7 +5,7 @@ from PIL import Image
 
 from course_lib import cyclegan, cyclegan_parts
 from course_lib.core import CourseError, lesson_settings
-from course_lib.cyclegan import (CycleGAN, ImagePool, NLayerDiscriminator, ResnetGenerator, UnalignedDataset, batches, choosing_split,
+from course_lib.cyclegan import (CycleGAN, ImagePool, NLayerDiscriminator, ResnetGenerator, UnalignedDataset, choosing_split,
     fit_cycle, fixed_pairs, gan_loss, lr_factor, strips)
 from course_lib.cyclegan_parts import InstanceNorm, UnetGenerator, load_checkpoint, measure, psnr_each, save_checkpoint, truth
 from course_lib.horses import horse_pair, make_horses

@@ -4,7 +4,7 @@ import pytest, torch, torch.nn.functional as F
 from torch import nn
 from course_lib import darknet
 from course_lib.core import CourseError, lesson_settings
-from course_lib.darknet import (Branches, Darknet, DeviceDL, ReflectCrop, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
+from course_lib.darknet import (Branches, Darknet, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
     darknet_of, far_stem, fit_cifar, fit_darknet, kept_bytes, reflect_crop, triangle_cycle)
 from course_lib.resnet import n_params
 from course_lib.things import make_things

@@ -1,5 +1,5 @@
 "Restoring photographs: weights that say what they are, any size, tiles, files of every kind, and the command line"
-import json, resource, struct
+import json, struct
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image

@@ -3,7 +3,7 @@ import pytest, torch
 from torch import nn
 from fastai.text.data import LMDataLoader
 from course_lib import rnn
-from course_lib.core import CourseError, lesson_settings
+from course_lib.core import CourseError
 from course_lib.data import get_data
 from course_lib.rnn import (BothWays, Classifier, Dropout, GRUCell, Labeller, LSTMCell, Model0, Model1, Model2, Model3, Model4, Model5, PointerLM,
     RNNCell, Segments, TiedLM, count_on, counted_right, errors_by, guesses, kept_state, make_vocab, number_classes, number_dls, number_ids,
@@ -282,11 +282,6 @@ def test_it_learns(texts):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2)
     x, y, p = guesses(learn.model, valid, 64, 20)
     assert learn.recorder.values[-1][-1] == pytest.approx((p == y).float().mean().item(), abs=1e-6) and (p == y).float().mean() > .4
-
-
-def test_trains_in_one_process(monkeypatch):
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(CourseError, match='one process'): rnn.train(lesson_settings('09'))
 
 
 def test_vocab():

@@ -1,5 +1,5 @@
 "What lesson 08 promises beside its own text: pictures that cannot be read, losses that look at their argument, runs that are stopped"
-import json, math
+import math
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image

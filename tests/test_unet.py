@@ -284,13 +284,11 @@ def test_experiments_run(tmp_path, monkeypatch, kw):
 
 
 def test_train(tmp_path, monkeypatch):
-    "`course train 02` leaves a model that can be loaded, and refuses torchrun"
+    "`course train 02` leaves a model that can be loaded"
     path = scenes(tmp_path/'s', size=(64, 48))
     monkeypatch.setattr(segment, 'get_data', lambda *args: path)
     learn = segment.train(cfg(**small_run))
     learn.load('02_unet_segmentation')
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(CourseError, match='one process'): segment.train(cfg(**small_run))
 
 
 def test_changed_settings_of_an_experiment():

@@ -254,11 +254,6 @@ def test_train_goes_on_after_a_kill(cfg, monkeypatch):
     assert [o.name for o in (runs_home()/'models').iterdir()] == ['06_wgan_bedrooms.pth']
 
 
-def test_train_in_one_process(cfg, monkeypatch):
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(CourseError, match='without torchrun'): train(cfg)
-
-
 def test_generator_on_disk(cfg, tmp_path):
     gen, _ = make_pair(cfg)
     z = noise(3, 4)
