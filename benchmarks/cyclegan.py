@@ -1,11 +1,12 @@
 """One training step of the CycleGAN at full width (ngf = ndf = 64, nine blocks), batch 1: a plain loop and ours, side by side.
 
 The plain loop is straightforward PyTorch: six passes through the generators, critics frozen in the generators' step, Adam as it
-comes, memory as it comes, 32-bit numbers. Ours is `CycleGAN.step`. Both start from the same weights and see the same pictures;
-the losses of the first steps are compared, then steps are timed in turn and the medians compared. Beside that: the share of a step
+comes, memory as it comes, 32-bit numbers. Ours is `CycleGAN.step`, with 16-bit gradients where the CPU has them (--half no: without).
+Both start from the same weights and see the same pictures; the losses of the first steps are compared. Only the first step's have to
+agree: Adam's first moves magnify any difference in rounding, also that between two orders of the same 32-bit sums. Then steps are timed in turn and the medians compared. Beside that: the share of a step
 that is spent in convolutions (torch's profiler), and the convolutions' speed against the fastest that this machine was seen to do.
 
-    python benchmarks/cyclegan.py [--repeats 7] [--sz 128] [--keep]
+    python benchmarks/cyclegan.py [--repeats 7] [--sz 128] [--half no] [--keep]
 
 128 pixels on a CPU, 256 on CUDA. Writes _runs/bench/cyclegan-DEVICE.json (with --keep results/benchmarks/…); run on a quiet machine.
 """
@@ -124,6 +125,7 @@ def main(
     ngf:int=64,    # channels of the generators and the critics
     blocks:int=9,  # residual blocks
     steps:int=3,   # steps whose losses are compared
+    half:str='auto', # 16-bit numbers: no or auto
     keep:bool=False # write to results/benchmarks
 ):
     "Compare the plain loop with `CycleGAN.step`"
@@ -133,7 +135,7 @@ def main(
     sz = sz or (256 if dev.type == 'cuda' else 128)
     torch.backends.cudnn.benchmark = True # for both
     seed_everything(0)
-    cfg = lesson_settings('07', 'full', sz=sz, ngf=ngf, ndf=ngf, blocks=blocks)
+    cfg = lesson_settings('07', 'full', sz=sz, ngf=ngf, ndf=ngf, blocks=blocks, half=half)
     ours = CycleGAN(cfg)
     plain, picture = Plain(ours), lambda: F.interpolate(torch.rand(1, 3, 16, 16, device=dev)*2-1, sz, mode='bicubic').clip(-1, 1)
     pairs = [(picture(), picture()) for _ in range(steps)]
@@ -146,7 +148,7 @@ def main(
             if r: got[k].append(t)
     med, work = {k: statistics.median(v) for k,v in got.items()}, flops(plain, sz)
     top = dict(plain=ceiling(dev, torch.float32), ours=ceiling(dev, torch.bfloat16 if dev.type == 'cuda' else torch.float32))
-    res = dict(sz=sz, ngf=ngf, blocks=blocks, seconds={k: [round(o, 4) for o in v] for k,v in got.items()}, ratio=round(med['plain']/med['ours'], 3),
+    res = dict(sz=sz, ngf=ngf, blocks=blocks, half=half, seconds={k: [round(o, 4) for o in v] for k,v in got.items()}, ratio=round(med['plain']/med['ours'], 3),
         losses_differ=off, losses=dict(plain=first_plain, ours=first_ours), gflop_a_step=round(work/1e9, 1), ways={})
     for k,o in ways.items():
         conv, whole = profiled(lambda: o.step(*pairs[0]), dev)

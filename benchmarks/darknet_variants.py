@@ -16,7 +16,6 @@ from fastcore.script import call_parse
 def stepper(cfg, bs, kwargs):
     "A function that makes one training step, and the model"
     import torch, torch.nn.functional as F
-    from torch import nn
     from course_lib.core import default_device, seed_everything
     from course_lib.darknet import darknet_of
     seed_everything(1)

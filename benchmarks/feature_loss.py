@@ -9,7 +9,7 @@ are compared. Whether the results agree is checked in the same run, to 1e-4 of t
 
 Writes _runs/bench/feature_loss.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
-import json, os, statistics, time
+import json, statistics, time
 from fastcore.script import call_parse
 
 
@@ -32,7 +32,6 @@ def plain_loss(net, hooks, wgts, pred, targ, gram=5e3):
 
 def a_judge(arch):
     "A network of torchvision's with norms that do something"
-    import torch
     from torch import nn
     from course_lib.models import torchvision_encoder
     net = torchvision_encoder(arch).eval().requires_grad_(False)

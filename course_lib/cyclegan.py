@@ -176,7 +176,7 @@ def gan_loss(
 
 def _l1(x, y): return F.l1_loss(x.float(), y)
 
-# %% ../nbs/07_cyclegan.ipynb #9ab62b25
+# %% ../nbs/07_cyclegan.ipynb #f9530040
 class CycleGAN(nn.Module):
     "Two generators, two critics, their optimisers and pools"
     def __init__(self,
@@ -192,7 +192,8 @@ class CycleGAN(nn.Module):
         self.G, self.F, self.D_A, self.D_B = (init_weights(o()) for o in (make, make, critic, critic))
         self.mean_G, self.mean_F = (copy.deepcopy(o).requires_grad_(False) if cfg.ema else None for o in (self.G, self.F))
         self.cfg, self.pools = cfg, [ImagePool(cfg.pool, [seed, seed+1][k] + 1000*_rank()) for k in (0,1)]
-        self.to(default_device(), memory_format=torch.channels_last)
+        dev = default_device()
+        self.to(dev, memory_format=torch.contiguous_format if dev.type == 'mps' else torch.channels_last)
         half_gradients(self, cfg.half == 'auto')
         self.optimisers()
 

@@ -311,3 +311,35 @@ def test_two_processes_have_one_gradient(path, tmp_path):
     one, left, right = (torch.load(tmp_path/f'{o}.pt') for o in ('one-0', 'two-0', 'two-1'))
     scale = max(p.abs().max() for p in one)
     for p,q,r in zip(one, left, right, strict=True): assert torch.equal(q, r) and (p-q).abs().max() < 1e-5*scale
+
+
+def test_gradients_with_sixteen_bits():
+    "The losses are the same, the gradients point the same way, and who asks for 32 bits gets them"
+    from course_lib.cyclegan_parts import Conv2d, half_gradients
+    cfg = lesson_settings('07', 'sample', sz=32, ngf=8, ndf=8, blocks=1)
+    gan, (a, b) = CycleGAN(cfg), torch.rand(2, 1, 3, 32, 32)*2-1
+    assert not any(m.half for m in gan.modules() if isinstance(m, Conv2d)) # the sample's numbers are the same on any CPU
+    def run(half):
+        for m in gan.modules():
+            if isinstance(m, Conv2d): m.half = half
+        losses = gan.generator_losses(a, b)[0]
+        return losses, torch.cat([o.flatten() for o in torch.autograd.grad(sum(losses.values()), gan.gens)])
+    (want, exact), (got, rounded) = run(False), run(True)
+    assert {k: v.item() for k,v in want.items()} == {k: v.item() for k,v in got.items()}
+    assert not exact.equal(rounded) and F.cosine_similarity(exact, rounded, 0) > .999
+    half_gradients(gan, False)
+    assert not any(m.half for m in gan.modules() if isinstance(m, Conv2d))
+    half_gradients(gan, True)
+    assert {m.half for m in gan.modules() if isinstance(m, Conv2d)} == {torch.cpu._is_avx512_bf16_supported()}
+
+
+@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_norm_of_each_picture(n, layout):
+    x, w = torch.randn(2, n, 5, 7, 6)
+    def grads(f, x):
+        x = x.detach().requires_grad_()
+        y = f(x)
+        return y.detach(), torch.autograd.grad(y, x, w)[0]
+    for a,b in zip(grads(InstanceNorm(5), x.to(memory_format=layout)), grads(lambda o: F.group_norm(o, 5), x)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
