@@ -367,16 +367,17 @@ def results(
     print(text_table(rows, _head))
     for o in notes: print('· ' + o)
 
-# %% ../nbs/90_cli.ipynb #9e042148
-def lesson_module(lesson):
-    "The module of `course_lib` that a lesson exports"
-    return importlib.import_module(f"course_lib.{lessons()[find_lesson(lesson)].module}")
+# %% ../nbs/90_cli.ipynb #39d86906
+def lesson_module(lesson, what='module'):
+    "The module of `course_lib` that a lesson exports, or, with `what='experiments'`, the one that has its experiments"
+    about = lessons()[find_lesson(lesson)]
+    return importlib.import_module(f"course_lib.{about.get(what) or about.module}")
 
 def _seen(cfg):
     from course_lib.data import count_files, dataset, get_data
     return sum(count_files(get_data(cfg.dataset, cfg.profile), dataset(cfg.dataset)[cfg.profile]['layout']).values())
 
-# %% ../nbs/90_cli.ipynb #7f61eecd
+# %% ../nbs/90_cli.ipynb #7d96e7ae
 @call_parse
 def answers(
     lesson:str,       # The lesson, such as 01
@@ -387,7 +388,7 @@ def answers(
     keep:bool=False       # Keep them in results/answers although the run is not a full one; for maintainers
 ):
     "Run a lesson's experiments over several seeds and keep the numbers in results/answers"
-    cfg, mod = lesson_settings(lesson, profile), lesson_module(lesson)
+    cfg, mod = lesson_settings(lesson, profile), lesson_module(lesson, 'experiments')
     fns = {**mod.answers, **(getattr(mod, 'answers_full', {}) if cfg.profile == 'full' else {})}
     own = lambda k: type(cfg)({**cfg, **getattr(fns[k], 'changed', {})}) # an experiment may change settings
     same = lambda k, old: all(old.get(s) == v for s,v in own(k).items() if s not in ('device', 'seed'))
@@ -469,7 +470,7 @@ def fit_box(
     f = restore.train_box(out, workers, **changed)
     print(f'{tell_path(f)}\n\n{f.with_suffix(".md").read_text(encoding="utf-8")}')
 
-# %% ../nbs/90_cli.ipynb #f2f4b412
+# %% ../nbs/90_cli.ipynb #f9bdbd75
 @call_parse
 def style(
     content:str,              # A photograph
@@ -483,7 +484,7 @@ def style(
     pretrained:str='auto'     # no, auto or yes: its ImageNet weights
 ):
     "Paint a photograph in the manner of a painting; shows the picture so far, and goes on where it was stopped"
-    from course_lib.style import style_file
+    from course_lib.style_files import style_file
     if not style: raise CourseError('the painting is missing. Expected --style FILE')
     if pretrained not in ('no', 'auto', 'yes'): raise CourseError(f'pretrained = {pretrained}: expected no, auto or yes')
     out, line, t0 = Path(out or f'{Path(content).stem}-{Path(style).stem}.png'), LiveLine(), time.time()

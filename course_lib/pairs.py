@@ -35,13 +35,13 @@ def pair_files(
     if lost: raise CourseError(f'{tell_path(path_lr)}: no crappy twin of {lost[0]} ({len(lost)} of {len(pairs)}). Run crappify_folder again')
     return pairs
 
-# %% ../nbs/04a_pairs.ipynb #10fd43ab
+# %% ../nbs/04a_pairs.ipynb #a58d9242
 def make_pairs(
     cfg,             # settings: dataset, files, crappifier, variants, seed
     name:str='pairs' # of the folder for the crappy ones
 ) -> tuple:          # (the folder of the good ones, pairs as `pair_files` gives them)
     "Crappify a dataset, or what is missing of it, and pair it with itself"
-    path_hr, home = get_data(cfg.dataset), data_home()/'cache'/f'{name}-{cfg.dataset}'
+    path_hr, home = get_data(cfg.dataset, cfg.profile), data_home()/'cache'/f'{name}-{cfg.dataset}'
     for k in range(cfg.get('variants', 1)): crappify_folder(cfg.crappifier, path_hr, home/str(k), seed=cfg.seed+k, shown=False)
     return path_hr, pair_files(path_hr, home/'0', cfg.files)
 

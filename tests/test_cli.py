@@ -151,7 +151,7 @@ def test_data_that_is_unknown(capsys):
     lambda: cli.answers('01', profile='ful', only_list=True), lambda: cli.train('01', profile='ful')], ids=['data', 'data mnist', 'answers', 'train'])
 def test_unknown_profile(call, monkeypatch):
     "Refused wherever it is given, with the two that exist"
-    monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace(answers={}, train=print))
+    monkeypatch.setattr(cli, 'lesson_module', lambda *args: SimpleNamespace(answers={}, train=print))
     with pytest.raises(CourseError, match="'ful'.*sample.*full"): call()
 
 
@@ -159,7 +159,7 @@ def test_answers(clone, monkeypatch, capsys):
     "Experiments run once a seed, are kept, and are not run again unless they are named"
     ran = []
     def fn(cfg, seed): ran.append(seed); return dict(accuracy=seed/10)
-    monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace(answers={'one': fn}))
+    monkeypatch.setattr(cli, 'lesson_module', lambda *args: SimpleNamespace(answers={'one': fn}))
     for _ in range(2): cli.answers('01', profile='sample', seeds=2)
     assert ran == [1, 2]
     assert load_answers('01')['one']['rows'] == [{'accuracy': .1}, {'accuracy': .2}] and load_answers('01')['one']['n'] == 1797
@@ -170,10 +170,10 @@ def test_answers(clone, monkeypatch, capsys):
 
 def test_train_calls_the_module(monkeypatch):
     got = []
-    monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace(train=got.append))
+    monkeypatch.setattr(cli, 'lesson_module', lambda *args: SimpleNamespace(train=got.append))
     cli.train('01', profile='sample')
     assert (got[0].lesson, got[0].bs) == ('01_mnist_resnet', 64)
-    monkeypatch.setattr(cli, 'lesson_module', lambda lesson: SimpleNamespace())
+    monkeypatch.setattr(cli, 'lesson_module', lambda *args: SimpleNamespace())
     with pytest.raises(CourseError, match='nothing to train'): cli.train('01', profile='sample')
 
 

@@ -10,7 +10,9 @@ from course_lib.core import CourseError, lesson_settings
 from course_lib.data import get_data
 from course_lib.feature_loss import gram_matrix
 from course_lib.style import (Canvas, block_ends, features, keep_colours, style_judge, match_colours, open_picture,
-    optimise, picture_batch, save_picture, sizes_up_to, soft_noise, style_file, style_terms, picture_loss, transfer, transfer_loss)
+    optimise, picture_batch, sizes_up_to, soft_noise, style_terms, picture_loss, transfer, transfer_loss)
+from course_lib.style_experiments import answers
+from course_lib.style_files import save_picture, style_file
 
 rand = lambda *sz, seed=0: torch.rand(*sz, generator=torch.Generator().manual_seed(seed))
 
@@ -234,7 +236,7 @@ def test_answers_run():
     "Each experiment gives finite figures, at tiny settings"
     cfg = lesson_settings('08', 'sample', style_px=48, grid_evals=20)
     for k in ('two styles, Gram matrix', 'plain pixels, total variation × 2', 'painting recoloured', 'mixed, half of the first', 'a mask, right half'):
-        assert all(math.isfinite(v) for v in S.answers[k](type(cfg)({**cfg, 'grid_evals': 3}), 1).values()), k
+        assert all(math.isfinite(v) for v in answers[k](type(cfg)({**cfg, 'grid_evals': 3}), 1).values()), k
 
 
 def test_sample_pictures():
