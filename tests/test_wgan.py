@@ -2,14 +2,15 @@
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
-from course_lib import wgan
+from course_lib import wgan, wgan_experiments
 from course_lib.bedrooms import Room, bedroom, make_bedrooms
 from course_lib.core import AttrDict, CourseError, lesson_settings
 from course_lib.data import count_files, get_data, list_files
 from course_lib.dcgan import DCGAN_D, DCGAN_G, GrowingD, GrowingG, halvings
 from course_lib.judge import (closest_pairs, damaged, damages, gallery, heap_spread, judge_features, judged, kernel_distance, nearest,
     normal_rooms, to_bytes, to_unit, train_judge)
-from course_lib.wgan import (WGAN, GrowingWGAN, bedroom_tensors, fresh_gap, generate, gradient_penalty, listed_pictures, load_generator, make_pair,
+from course_lib.wgan_experiments import GrowingWGAN, gradient_penalty
+from course_lib.wgan import (WGAN, bedroom_tensors, fresh_gap, generate, listed_pictures, load_generator, make_pair,
     noise, open_square, save_generator, train, wgan_critic_step, wgan_gen_step)
 
 small = dict(sz=16, nz=4, nf_gen=4, nf_critic=4, n_extra=0, bs=8, n_critic=2, long_critic=3, long_steps=1, long_every=4, epochs=1, epochs_low=1,
@@ -342,9 +343,9 @@ def test_growing_run(cfg, x):
     assert seen[0] == (0, False), 'the first stage is not faded in'
 
 
-@pytest.mark.parametrize('name', list(wgan.answers))
+@pytest.mark.parametrize('name', list(wgan_experiments.answers))
 def test_each_experiment(cfg, name):
-    got = wgan.answers[name](AttrDict(cfg, bs=32, long_steps=0), 1)
+    got = wgan_experiments.answers[name](AttrDict(cfg, bs=32, long_steps=0), 1)
     assert set(got) == {'kid_error', 'spread', 'twins', 'gap'} and all(np.isfinite(list(got.values())))
 
 
