@@ -7,8 +7,10 @@ import numpy as np, pytest, torch
 from fastai.vision.all import SGD, Adam, Callback, DataLoader, DataLoaders, Learner, OptimWrapper, RMSProp
 from torch import nn
 from course_lib.core import CourseError, lesson_settings
-from course_lib.phases import (AverageWeights, DecayType, Shrink, TrainingPhase, answers, carry_state, hold_out, lars, phases_1cycle,
-    phases_sgdr, phases_step, plan, recipes, run_recipe, schedule, sized_dls, small_net, three_groups)
+from course_lib.phase_parts import AverageWeights, carry_state
+from course_lib.phases import (DecayType, Shrink, TrainingPhase, phases_1cycle, phases_sgdr, phases_step, plan, schedule, sized_dls,
+    small_net, three_groups)
+from course_lib.schedules import answers, hold_out, lars, recipes, run_recipe
 
 
 def dls(n=64, bs=8, seed=0):
