@@ -51,13 +51,13 @@ class Conv2d(nn.Conv2d):
         if not (self.half and torch.is_grad_enabled()): return super().forward(x)
         return _HalfGradients.apply(x, self.weight, self.bias, self.stride, self.padding)
 
-# %% ../nbs/07b_cyclegan_parts.ipynb #25af9eaa
+# %% ../nbs/07b_cyclegan_parts.ipynb #a11bcaf4
 def half_gradients(
     net,     # a module; its `Conv2d`s are changed
     on:bool  # 16 bits, or 32?
 ):
     "Set how the gradients of convolutions are computed on a CPU; left as it is where the CPU has no 16-bit instructions"
-    on = on and next(net.parameters()).device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+    on = on and next(net.parameters()).device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
     for m in net.modules():
         if isinstance(m, Conv2d): m.half = on
 
