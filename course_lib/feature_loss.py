@@ -291,13 +291,13 @@ def middle_of(
     y0, x0, r = int((y-half)*m), int((x-half)*n), int(half*n)
     return ims[..., max(0, y0):y0+2*r, max(0, x0):x0+2*r]
 
-# %% ../nbs/05_feature_loss_superres.ipynb #26c8a11e
+# %% ../nbs/05_feature_loss_superres.ipynb #13e9f149
 def last_step_mask(
     files:list, root, cfg # good pictures; their folder; settings: crappifier, seed, size
 ): # (n, size, size), true where the last step changes most: a fiftieth of all pixels
-    "Where the last step of a crappifier has left its mark"
+    "Where the last step of a crappifier, and those before it that are the same, have left their mark"
     fn = load_crappifier(cfg.crappifier)
-    fns = fn, parse_steps(' '.join(map(repr, fn.children[:-1])))
+    fns = fn, parse_steps(' '.join(repr(o) for o in fn.children if o != fn.children[-1]))
     def one(p, f):
         return np.asarray(apply(f, open_photo(p)[0], cfg.seed, p.relative_to(root).as_posix()).resize((cfg.size,)*2), float)
     change = np.stack([abs(one(p, fns[0])-one(p, fns[1])).mean(-1) for p in files])
