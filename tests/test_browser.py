@@ -1,114 +1,35 @@
-"The crappify lab in JupyterLab, in a real browser (Debian's chromium and chromedriver): what a hand does there, and what it sees"
-import io, json, os, shutil, signal, socket, subprocess, sys, time, urllib.request
-from pathlib import Path
+"The crappify lab in JupyterLab, in a real browser: what a hand does there, and what it sees"
+import io, json, time
 import numpy as np, pytest
 from PIL import Image
-
-chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-chromedriver = shutil.which('chromedriver')
-if not (chromium and chromedriver):
-    pytest.skip('the browser tests need chromium and chromedriver (Debian: apt install chromium chromium-driver)', allow_module_level=True)
-pytest.importorskip('selenium', reason='the browser tests need selenium: install the extra [dev]')
-
-from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver import ActionChains, ChromeOptions, ChromeService, Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from browser import browsing, jupyterlab, open_and_run, ready, run, until, write_notebook # skips where there is no browser
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.support.ui import Select
 from course_lib.crappify import apply, chain, downscale, jpeg, jpeg_bytes, parse_steps, text
 from course_lib.lab import Bench
 from course_lib.samples import photo_sources
 
-root = Path(__file__).resolve().parent.parent
-flags = '--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size=1400,1300'.split()
-token = 'tests-only'
 start = chain(downscale(200), jpeg(10, 70), text())
 cells = ['from course_lib.lab import *\nfrom course_lib.crappify import *',
          f'lab = crappify_lab({{k: photo_sources()[k][0] for k in ("cat", "coffee")}}, {start!r}, seed=1)\nlab']
 cells[0] += '\nfrom course_lib.samples import photo_sources'
 
 
-# a server and a browser, both gone in the end whatever happens
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
-def write_notebook(path):
-    from nbformat.v4 import new_code_cell, new_notebook, writes
-    nb = new_notebook(cells=list(map(new_code_cell, cells)), metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    path.parent.mkdir()
-    path.write_text(writes(nb))
-
-
-def server_env(home):
-    "The environment of a JupyterLab that knows nothing of this machine's settings and asks nobody for news"
-    news = home/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
-    news.parent.mkdir(parents=True)
-    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    own = dict(JUPYTER_RUNTIME_DIR='runtime', JUPYTER_CONFIG_DIR='config', JUPYTER_DATA_DIR='data', JUPYTERLAB_SETTINGS_DIR='settings',
-               JUPYTERLAB_WORKSPACES_DIR='workspaces', IPYTHONDIR='ipython', COURSE_DATA='course', COURSE_RUNS='runs')
-    kept = {k: v for k,v in os.environ.items() if k not in ('IN_TEST', 'COURSE_PROFILE', 'JUPYTER_TOKEN', 'MPLBACKEND')}
-    return {**kept, **{k: str(home/v) for k,v in own.items()}, 'JUPYTER_PREFER_ENV_PATH': '1', 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
-
-
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
     "JupyterLab on a folder with one small notebook: its address and the notebook"
-    home, port = tmp_path_factory.mktemp('jupyter'), free_port()
-    write_notebook(home/'nb'/'try.ipynb')
-    cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-           f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={home/"nb"}', '--LabApp.expose_app_in_browser=True']
-    with open(home/'log', 'w') as log:
-        p = subprocess.Popen(cmd, env=server_env(home), stdout=log, stderr=subprocess.STDOUT, cwd=home, start_new_session=True)
-    try:
-        for _ in range(200):
-            if p.poll() is not None: pytest.fail('JupyterLab did not start: ' + (home/'log').read_text()[-2000:])
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token={token}', timeout=5).close(); break
-            except OSError: time.sleep(.2)
-        else: pytest.fail('JupyterLab did not answer: ' + (home/'log').read_text()[-2000:])
-        yield f'http://127.0.0.1:{port}', home/'nb'/'try.ipynb'
-    finally: stop(p)
-
-
-def stop(p):
-    "End a server, and the kernels that it started: first asked, then told"
-    for sig,wait in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(p.pid, sig)
-            p.wait(wait)
-        except ProcessLookupError: return
-        except subprocess.TimeoutExpired: continue
+    home = tmp_path_factory.mktemp('jupyter')
+    write_notebook(home/'nb'/'try.ipynb', cells)
+    with jupyterlab(home, home/'nb') as address: yield address, home/'nb'/'try.ipynb'
 
 
 @pytest.fixture(scope='module')
 def driver(server, tmp_path_factory):
     "A browser that has the notebook open, with all of its cells run"
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for o in (*flags, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}'): options.add_argument(o)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    d = webdriver.Chrome(options=options, service=ChromeService(chromedriver))
-    try:
-        d.set_page_load_timeout(60)
-        d.set_script_timeout(20)
+    with browsing(tmp_path_factory.mktemp('chromium')) as d:
         d.execute_cdp_cmd('Browser.grantPermissions', dict(permissions=['clipboardReadWrite', 'clipboardSanitizedWrite'], origin=server[0]))
-        d.get(f'{server[0]}/lab/tree/try.ipynb?token={token}')
-        until(d, lambda: d.execute_script(ready), 60, 'the kernel is not ready')
-        run(d, 'notebook:run-all-cells')
-        until(d, lambda: d.find_elements('css selector', '.cl-stage img'), 60, 'no panel')
+        open_and_run(d, server[0], 'try.ipynb', '.cl-stage img')
         yield d
-    finally: d.quit()
-
-
-ready = '''const w = window.jupyterapp && jupyterapp.shell.currentWidget, k = w && w.sessionContext && w.sessionContext.session?.kernel;
-return !!k && k.status == 'idle' && document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 1'''
-
-def run(d, command): return d.execute_async_script(f'const done = arguments[0]; jupyterapp.commands.execute({command!r}).then(() => done(1), e => done(String(e)))')
-
-def until(d, what, seconds=15, why='it did not happen'):
-    return WebDriverWait(d, seconds, poll_frequency=.05, ignored_exceptions=[StaleElementReferenceException]).until(lambda _: what(), why)
 
 
 class Page:
