@@ -404,15 +404,15 @@ answers = { # name → function of (cfg, seed) that gives figures
     'colouriser, feature loss': _with(partial(fit_restorer, name='grey05'), crappifier='greyscale()'),
 }
 
-# %% ../nbs/05_feature_loss_superres.ipynb #44904168
-_real = dict(crappifier='downscale(96) jpeg(60)', arch='small', pretrained='auto', norm='weight', from_input='yes', start='pixels',
-    bs=8, bs_full=8, size_small=96, size=192, max_zoom=1.2, epochs_frozen=0, epochs_frozen_full=0, epochs_pixel=4, epochs_pixel_full=2,
-    epochs_open=2, epochs_open_full=4, pct_small=.25, pct_open=.25, lr_pixel=.003, lr=.001, lr_full=.001, base='l1',
-    crop_small=96, crop=192, judge='mobilenet_v2', judge_layers='0 1 2', layer_weights='0.1 0.05 0.05', gram_weight=200.)
+# %% ../nbs/05_feature_loss_superres.ipynb #e7fc84dc
+_real = dict(crappifier='downscale(48)', arch='small', pretrained='auto', norm='weight', from_input='yes', start='pixels',
+    bs=8, bs_full=8, size_small=96, crop_small=96, size=192, crop=96, max_zoom=1.2, base='l1', lr_pixel=.003, lr=.001, lr_full=.001,
+    epochs_frozen=0, epochs_frozen_full=0, epochs_pixel=1, epochs_pixel_full=6, epochs_open=0, epochs_open_full=4, pct_small=.25, pct_open=.25)
+_mobilenet = dict(judge='mobilenet_v2', judge_layers='0 1 2', layer_weights='0.1 0.3 0.3', gram_weight=5.)
 
 answers_full = { # these need the full dataset's photographs, or a part of them, and ImageNet weights
     'pets: pixels alone': _with(partial(fit_restorer, make=None, name='real05'), **_real),
-    'pets: features of MobileNetV2': _with(partial(fit_restorer, name='real05'), **_real),
+    'pets: features of MobileNetV2': _with(partial(fit_restorer, name='real05'), **_real, **_mobilenet),
 }
 
 # %% ../nbs/05_feature_loss_superres.ipynb #034a2036

@@ -66,7 +66,7 @@ def _verdict(run, judge, held):
     gap = np.mean(run.history[-max(1, len(run.history)//10):], 0)[0]
     return {k: round(float(v), 5) for k,v in dict(judged(judge, held, made), gap=gap).items()}
 
-# %% ../nbs/06c_wgan_experiments.ipynb #559c7846
+# %% ../nbs/06c_wgan_experiments.ipynb #230c1449
 _adam = partial(torch.optim.Adam, betas=(.9,.999), foreach=True)
 _adam0 = partial(torch.optim.Adam, betas=(0.,.9), foreach=True)
 
@@ -75,6 +75,7 @@ answers = { # name → function of (cfg, seed) that gives figures
     'Adam with momentum': partial(fit_bedrooms, opt=_adam),
     'nearest-neighbour upsampling': partial(fit_bedrooms, gen=partial(DCGAN_G, block=NearestBlock, last=nearest_last)),
     'average pool and linear head': partial(fit_bedrooms, critic=partial(DCGAN_D, head=pool_head)),
+    'the same, norm before the ReLU': partial(fit_bedrooms, critic=partial(DCGAN_D, head=pool_head, block=partial(ConvBlock, bn_first=True))),
     'gradient penalty': partial(fit_bedrooms, critic=partial(DCGAN_D, block=NoNorm), opt=_adam0, penalty=gradient_penalty),
     'no lower rate at the end': partial(fit_bedrooms, low=False),
     'norm before the ReLU': partial(fit_bedrooms, gen=partial(DCGAN_G, block=partial(DeconvBlock, bn_first=True)),
