@@ -122,16 +122,16 @@ def hide_math(
     prose = lambda s: re.sub(r'\$(?! )([^$\n]+?)(?<! )\$', inline, re.sub(r'\$\$(.+?)\$\$', block, s, flags=re.S))
     return ''.join(o if i%2 else prose(o) for i,o in enumerate(re.split(r'(```.*?```|`[^`]*`)', text, flags=re.S)))
 
-# %% ../nbs/90_cli.ipynb #66d35734
+# %% ../nbs/90_cli.ipynb #91f2f64c
 def embed_pictures(
     text:str,    # markdown
     folder:Path  # where relative links begin
 ) -> str:
-    "Put the PNG files that markdown links to into the text itself; a link to nothing stays as it is"
+    "Put the PNG and JPEG files that markdown links to into the text itself; a link to nothing stays as it is"
     def one(m):
-        p = Path(folder)/m[2]
-        return f'{m[1]}(data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()})' if p.exists() else m[0]
-    return re.sub(r'(!\[[^\]]*\])\(([^)]+\.png)\)', one, text)
+        p, kind = Path(folder)/m[2], {'png': 'png', 'jpg': 'jpeg'}[m[3]]
+        return f'{m[1]}(data:image/{kind};base64,{base64.b64encode(p.read_bytes()).decode()})' if p.exists() else m[0]
+    return re.sub(r'(!\[[^\]]*\])\(([^)]+\.(png|jpg))\)', one, text)
 
 # %% ../nbs/90_cli.ipynb #494b008f
 def write_page(
