@@ -332,11 +332,11 @@ def load_answers(
     files = [Path(file)] if file else answers_files(lesson)
     return {k: v for p in files if p.exists() for k,v in json.loads(p.read_text(encoding='utf-8')).items()}
 
-# %% ../nbs/00_core.ipynb #902e2f3b
+# %% ../nbs/00_core.ipynb #71a9177f
 def _stats(rows, key, fmt):
     if key not in rows[0]: return ''
     vals = [o[key] for o in rows]
-    worst = (max if any(s in key for s in ('loss', 'error', 'seconds')) else min)(vals)
+    worst = (max if any(s in key for s in ('loss', 'error', 'seconds', 'lpips')) else min)(vals)
     return format(np.mean(vals), fmt) + (f' ({format(worst, fmt)})' if len(vals) > 1 else '')
 
 # %% ../nbs/00_core.ipynb #d0008a18

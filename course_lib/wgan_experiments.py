@@ -66,10 +66,11 @@ def _verdict(run, judge, held):
     gap = np.mean(run.history[-max(1, len(run.history)//10):], 0)[0]
     return {k: round(float(v), 5) for k,v in dict(judged(judge, held, made), gap=gap).items()}
 
-# %% ../nbs/06c_wgan_experiments.ipynb #230c1449
+# %% ../nbs/06c_wgan_experiments.ipynb #2ab6039e
 _adam = partial(torch.optim.Adam, betas=(.9,.999), foreach=True)
 _adam0 = partial(torch.optim.Adam, betas=(0.,.9), foreach=True)
 
+# %% ../nbs/06c_wgan_experiments.ipynb #e5b6c92a
 answers = { # name → function of (cfg, seed) that gives figures
     'the lesson': fit_bedrooms,
     'Adam with momentum': partial(fit_bedrooms, opt=_adam),
