@@ -80,6 +80,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.cli.write_page': ('cli.html#write_page', 'course_lib/cli.py')},
             'course_lib.core': { 'course_lib.core.CourseError': ('core.html#courseerror', 'course_lib/core.py'),
                                  'course_lib.core._check_section': ('core.html#_check_section', 'course_lib/core.py'),
+                                 'course_lib.core._checked_settings': ('core.html#_checked_settings', 'course_lib/core.py'),
                                  'course_lib.core._cpu_name': ('core.html#_cpu_name', 'course_lib/core.py'),
                                  'course_lib.core._home': ('core.html#_home', 'course_lib/core.py'),
                                  'course_lib.core._in_ipython': ('core.html#_in_ipython', 'course_lib/core.py'),

@@ -135,7 +135,7 @@ def settings_files() -> list[Path]: # the course's own, then the nearest one abo
         if '[course]' in p.read_text(encoding='utf-8', errors='replace') and _parse_ini(p).has_section('course'): return [own, p]
     return [own]
 
-# %% ../nbs/00_core.ipynb #53408c85
+# %% ../nbs/00_core.ipynb #a7ea30b8
 def _check_section(path, section, names):
     if section in ('course', 'keys'): return
     lesson, _, prof = section.partition('.')
@@ -153,10 +153,8 @@ def _read_section(path, cp, section, kinds):
             raise CourseError(f"{path}: [{section}] {k} = {v or '(nothing)'}: expected {e}") from None
     return res
 
-def read_settings() -> dict: # section → {key: value}
-    "All settings in force, checked; raises `CourseError` with file, section, key and what was expected"
-    files, names, res = settings_files(), lessons(), {}
-    own = _parse_ini(files[0])
+def _checked_settings(files):
+    names, res, own = lessons(), {}, _parse_ini(files[0])
     if not own.has_section('keys'): raise CourseError(f'{files[0]}: the section [keys] is missing. Bring it back: it says what settings mean')
     kinds = dict(own['keys'])
     for p in files:
@@ -165,6 +163,19 @@ def read_settings() -> dict: # section → {key: value}
             _check_section(p, s, names)
             if s != 'keys': res.setdefault(s, {}).update(_read_section(p, cp, s, kinds))
     return res
+
+# %% ../nbs/00_core.ipynb #2f2bb7cd
+_kept = {} # what the files held → the settings
+
+def read_settings() -> dict: # section → {key: value}
+    "All settings in force, checked; raises `CourseError` with file, section, key and what was expected"
+    files = settings_files()
+    held = tuple((o, o.read_bytes()) for o in (*files, course_file('lessons.toml')))
+    res = _kept.get(held)
+    if res is None: # others may ask at the same time: each has its own `res`
+        res = _checked_settings(files)
+        _kept.clear(); _kept[held] = res
+    return {k: dict(v) for k,v in res.items()}
 
 # %% ../nbs/00_core.ipynb #0c73c5ff
 def active_profile(

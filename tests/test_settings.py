@@ -1,4 +1,5 @@
 "Wrong settings give one line that names the file, the section, the key and what was expected"
+import os
 import pytest
 from course_lib.core import CourseError, active_profile, default_device, lesson_settings, read_settings
 
@@ -43,6 +44,21 @@ def test_not_text(tmp_path):
     "A file in another encoding is named too"
     (tmp_path/'settings.ini').write_bytes('[course]\n; für später\nseed = 1\n'.encode('latin-1'))
     assert str(tmp_path/'settings.ini') in error(read_settings)
+
+
+def test_changed_file_counts_at_once(tmp_path):
+    "What was read is kept only for as long as the file holds the same text, whatever its time says"
+    f = tmp_path/'settings.ini'
+    f.write_text('[course]\nseed = 1\n')
+    before = f.stat()
+    assert [read_settings()['course']['seed'] for _ in range(2)] == [1, 1]
+    f.write_text('[course]\nseed = 2\n')
+    os.utime(f, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert read_settings()['course']['seed'] == lesson_settings('01').seed == 2
+    f.write_text('[course]\nseed = two\n')
+    for _ in range(2): assert 'two' in error(read_settings)
+    f.unlink()
+    assert read_settings()['course']['seed'] == 42
 
 
 def test_profile_from_environment(monkeypatch):
