@@ -2,13 +2,14 @@
 import pytest, torch
 from torch import nn
 from fastai.text.data import LMDataLoader
-from course_lib import rnn
+from course_lib import pointer
 from course_lib.core import CourseError
 from course_lib.data import get_data
-from course_lib.rnn import (BothWays, Classifier, Dropout, GRUCell, Labeller, LSTMCell, Model0, Model1, Model2, Model3, Model4, Model5, PointerLM,
-    RNNCell, Segments, TiedLM, count_on, counted_right, errors_by, guesses, kept_state, make_vocab, number_classes, number_dls, number_ids,
-    number_places, number_rows, number_tokens, numericalize, point_back, read_numbers, run_cell, spoken_numbers, text_places, textify,
-    thousands_right, words_learner)
+from course_lib.heads import BothWays, Classifier, Labeller, number_classes, number_rows
+from course_lib.pointer import (Dropout, PointerLM, TiedLM, count_on, counted_right, errors_by, number_ids, number_places, point_back,
+    spoken_numbers, text_places, thousands_right)
+from course_lib.rnn import (GRUCell, LSTMCell, Model0, Model1, Model2, Model3, Model4, Model5, RNNCell, Segments, guesses, kept_state,
+    make_vocab, number_dls, number_tokens, numericalize, read_numbers, run_cell, textify, words_learner)
 
 nv, nh = 31, 16
 stateful = {o.__name__: o for o in (Model3, Model4, Model5, TiedLM, PointerLM)}
@@ -226,7 +227,7 @@ class Counting(nn.Module):
             self.read.append(self.vocab[w])
             *done, tail = ' '.join(self.read).split(',')
             last = spoken_numbers(done[-1].strip())[0] if done else 0
-            want = f'{rnn.number_words(last+1)} ,'.split()
+            want = f'{pointer.number_words(last+1)} ,'.split()
             res.append(want[len(tail.split())] if len(tail.split()) < len(want) else ',')
         return torch.nn.functional.one_hot(numericalize(res, self.vocab), len(self.vocab))[None].float()
 
@@ -271,7 +272,7 @@ def test_rows(texts):
     with pytest.raises(CourseError, match='leaves room for 3'): number_rows(['two thousand two hundred'], vocab, n=4)
     dls = number_classes({'train': ['one', 'two', 'three', 'four'], 'valid': ['five']}, vocab, n=3, bs=4)
     xb, yb = dls.one_batch()
-    assert sorted(yb.tolist()) == [0, 1, 1, 2] and all(rnn.spoken_numbers(vocab[o[-1]])[0] % 3 == c for o,c in zip(xb.tolist(), yb.tolist()))
+    assert sorted(yb.tolist()) == [0, 1, 1, 2] and all(spoken_numbers(vocab[o[-1]])[0] % 3 == c for o,c in zip(xb.tolist(), yb.tolist()))
 
 
 def test_it_learns(texts):
