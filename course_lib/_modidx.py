@@ -1542,6 +1542,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'course_lib/wgan_experiments.py'),
                                              'course_lib.wgan_experiments._verdict': ( 'wgan_experiments.html#_verdict',
                                                                                        'course_lib/wgan_experiments.py'),
+                                             'course_lib.wgan_experiments._with': ( 'wgan_experiments.html#_with',
+                                                                                    'course_lib/wgan_experiments.py'),
                                              'course_lib.wgan_experiments.fit_bedrooms': ( 'wgan_experiments.html#fit_bedrooms',
                                                                                            'course_lib/wgan_experiments.py'),
                                              'course_lib.wgan_experiments.gradient_penalty': ( 'wgan_experiments.html#gradient_penalty',

@@ -70,9 +70,18 @@ def _verdict(run, judge, held):
 _adam = partial(torch.optim.Adam, betas=(.9,.999), foreach=True)
 _adam0 = partial(torch.optim.Adam, betas=(0.,.9), foreach=True)
 
-# %% ../nbs/06c_wgan_experiments.ipynb #e5b6c92a
+# %% ../nbs/06c_wgan_experiments.ipynb #89268c9b
+def _with(**changed):
+    "The lesson with other settings; `course answers` records them"
+    f = partial(fit_bedrooms)
+    f.changed = changed
+    return f
+
+# %% ../nbs/06c_wgan_experiments.ipynb #a67512a4
 answers = { # name → function of (cfg, seed) that gives figures
     'the lesson': fit_bedrooms,
+    'five steps of the critic': _with(n_critic=5, epochs=26, epochs_low=12), # as many minutes, two fifths of the turns
+    'no more long turns': _with(long_every=100_000),
     'Adam with momentum': partial(fit_bedrooms, opt=_adam),
     'nearest-neighbour upsampling': partial(fit_bedrooms, gen=partial(DCGAN_G, block=NearestBlock, last=nearest_last)),
     'average pool and linear head': partial(fit_bedrooms, critic=partial(DCGAN_D, head=pool_head)),
