@@ -222,7 +222,7 @@ def fit(self:WGAN,
         self.step()
         if not quiet and self.history and i%20 == 0: bar.comment = self.tell()
 
-# %% ../nbs/06_wgan_bedrooms.ipynb #6564dbae
+# %% ../nbs/06_wgan_bedrooms.ipynb #9d5a84eb
 @patch
 def set_lr(self:WGAN, lr:float):
     "Another rate for both optimisers"
@@ -232,7 +232,7 @@ def set_lr(self:WGAN, lr:float):
 def tell(self:WGAN, n=20) -> str:
     "Both losses, over the last `n` turns of the generator"
     gap, score = np.mean(self.history[-n:], 0)
-    return f'epoch {self.epoch} · critic {gap:.4f} · generator {score:.4f}'
+    return f'epoch {self.epoch} · critic {gap:.3f} · generator {score:.3f}'
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #cd22e0a6
 def save_atomic(
