@@ -503,6 +503,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'course_lib.data._list_once': ('data.html#_list_once', 'course_lib/data.py'),
                                  'course_lib.data._listed': ('data.html#_listed', 'course_lib/data.py'),
                                  'course_lib.data._move_pair': ('data.html#_move_pair', 'course_lib/data.py'),
+                                 'course_lib.data._no_item_tfms': ('data.html#_no_item_tfms', 'course_lib/data.py'),
                                  'course_lib.data._no_way': ('data.html#_no_way', 'course_lib/data.py'),
                                  'course_lib.data._targets': ('data.html#_targets', 'course_lib/data.py'),
                                  'course_lib.data._watched': ('data.html#_watched', 'course_lib/data.py'),

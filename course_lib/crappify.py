@@ -1098,7 +1098,7 @@ def _put(dst, rel, data):
         Path(tmp).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/03a_crappifiers.ipynb #204b2439
+# %% ../nbs/03a_crappifiers.ipynb #b0817290
 def _why(e):
     "Why a file cannot be read, in a few words"
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)): return 'too many pixels (a bomb?)'
@@ -1106,6 +1106,7 @@ def _why(e):
     if 'truncated' in str(e).lower() or isinstance(e, (EOFError, SyntaxError)): return 'cut off or damaged'
     return f'cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
 
+# %% ../nbs/03a_crappifiers.ipynb #fdb72d4f
 class _Made(NamedTuple):
     "What became of a file"
     rel:str               # its relative path
@@ -1114,6 +1115,7 @@ class _Made(NamedTuple):
     error:str|None=None   # what the crappifier raised
     full:tuple|None=None  # errno and text, where the result could not be written
 
+# %% ../nbs/03a_crappifiers.ipynb #4f91c7f7
 def _make_one(job, rel):
     "Make the crappy version of one file"
     path, name, left_out = os.path.join(job.src, rel), crappy_name(rel), lambda why: (why, 'left out')
@@ -1149,7 +1151,7 @@ def _hire(job, n):
         theirs.close()
     return pipes, procs
 
-# %% ../nbs/03a_crappifiers.ipynb #732f5425
+# %% ../nbs/03a_crappifiers.ipynb #aa9ea10b
 def _in_processes(job, batches, n):
     "What becomes of the files, a batch at a time, in the order in which n processes finish them"
     batches, (pipes, procs) = iter(batches), _hire(job, n)
@@ -1168,17 +1170,20 @@ def _in_processes(job, batches, n):
         for p in procs: p.kill()
         for p in procs: p.join()
 
+# %% ../nbs/03a_crappifiers.ipynb #444713a4
 def _in_order(job, batches, n):
     "What becomes of the files, in this process or in n others"
     if n > 1: yield from _in_processes(job, batches, n)
     else: yield from ([_make_one(job, o) for o in batch] for batch in batches)
 
+# %% ../nbs/03a_crappifiers.ipynb #f06ec5d5
 def _progress(items, total, shown):
     "A progress bar where somebody watches and it takes a while"
     if not (shown and total > 100 and (sys.stdout.isatty() or 'ipykernel' in sys.modules)): return items
     from fastprogress.fastprogress import progress_bar
     return progress_bar(items, total=total, leave=False)
 
+# %% ../nbs/03a_crappifiers.ipynb #46e449e1
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/03a_crappifiers.ipynb #b5caafa6

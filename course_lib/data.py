@@ -323,15 +323,20 @@ def _targets(ys, sz):
     y = image_cache(_files_of(ys), cls.create, sz)
     return TensorMask(y[:,0]) if issubclass(cls, PILMask) else TensorImage(y)
 
-# %% ../nbs/00b_data.ipynb #440bed13
+# %% ../nbs/00b_data.ipynb #a8f1b18f
+def _no_item_tfms(after_item):
+    "Refuse what would be done to each picture and is not"
+    items = [o for o in getattr(after_item, 'fs', []) if not isinstance(o, (ToTensor, AddMaskCodes, _Squish))]
+    if items: raise CourseError(f"TensorDL: item transforms are skipped by it, and there are {', '.join(type(o).__name__ for o in items)}. "
+                                "Use batch_tfms instead, or sz=(height, width) to resize")
+
+# %% ../nbs/00b_data.ipynb #589a6044
 class TensorDL(TfmdDL):
     "A `TfmdDL` that decodes pictures once and takes batches by index; lists under 50 are read as usual"
     def __init__(self, dataset, bs=64, sz=None, num_workers=0, **kwargs):
         self.sz, self._tensors = sz, None
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
-        items = [o for o in getattr(self.after_item, 'fs', []) if not isinstance(o, (ToTensor, AddMaskCodes, _Squish))]
-        if items: raise CourseError(f"TensorDL: item transforms are skipped by it, and there are {', '.join(type(o).__name__ for o in items)}. "
-                                    "Use batch_tfms instead, or sz=(height, width) to resize")
+        _no_item_tfms(self.after_item)
         if sz and not any(isinstance(o, _Squish) for o in self.after_item.fs): self.after_item.add(_Squish(sz))
 
     def tensors(self): # the whole dataset: bytes (n,c,h,w), and the targets
