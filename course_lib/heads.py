@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['answers', 'Labeller', 'BothWays', 'Classifier', 'number_rows', 'number_classes', 'fit_words', 'fit_remainder']
 
-# %% ../nbs/09c_other_heads.ipynb #4b3ed312
+# %% ../nbs/09c_other_heads.ipynb #c98ff511
 import time
 from functools import partial
 import torch
@@ -14,10 +14,10 @@ from fastai.basics import DataLoader, DataLoaders
 from fastai.callback.rnn import rnn_cbs
 from .core import CourseError, default_device, seed_everything
 from .data import get_data
-from .pointer import PointerLM, TiedLM, number_ids, spoken_numbers, thousands_right
+from .pointer import PointerLM, TiedLM, spoken_numbers, thousands_right
 from .resnet import course_learner
-from .rnn import (Model0, Model1, Model2, Model3, Model4, Model5, last_word_loss, make_vocab, number_dls,
-    number_tokens, numericalize, read_numbers, words_learner)
+from .rnn import (Model0, Model1, Model2, Model3, Model4, Model5, last_word_loss, number_dls,
+    number_ids, numericalize, read_numbers, words_learner)
 
 # %% ../nbs/09c_other_heads.ipynb #f2a00585
 class Labeller(nn.Module):
@@ -109,7 +109,7 @@ def _fit(cbs=None, **how): # cbs: a function, since callbacks are used once
 def _forgetful(cfg, seed): # the ancestors' way: never reset
     return fit_words(cfg, seed, Model5, 'epochs_gru', 'lr_gru', cbs=[])
 
-# %% ../nbs/09c_other_heads.ipynb #c381ef58
+# %% ../nbs/09c_other_heads.ipynb #caec5c96
 def fit_remainder(
     cfg, seed:int, # the lesson's settings; for weights and order
     n:int          # the remainder after division by n is the class
@@ -118,7 +118,7 @@ def fit_remainder(
     seed_everything(seed)
     path = get_data(cfg.dataset, cfg.profile)
     lines = {o: read_numbers(path, o) for o in ('train', 'valid')}
-    vocab = make_vocab(number_tokens(lines['train']))
+    vocab = number_ids(path)[2]
     model = Classifier(Model5(len(vocab), cfg.nh), cfg.nh, n)
     learn = course_learner(number_classes(lines, vocab, n), model)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(10, 1e-2)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['number_places', 'text_places', 'errors_by', 'thousands_right', 'count_on', 'spoken_numbers', 'counted_right',
-           'Dropout', 'activation_penalty', 'temporal_penalty', 'TiedLM', 'point_back', 'PointerLM', 'number_ids']
+           'Dropout', 'activation_penalty', 'temporal_penalty', 'TiedLM', 'point_back', 'PointerLM']
 
-# %% ../nbs/09b_looking_back.ipynb #1fb8cb7c
+# %% ../nbs/09b_looking_back.ipynb #bc3a0f53
+from functools import lru_cache
 import torch
 from torch import nn
 from fastcore.basics import patch
 from .core import CourseError
-from .rnn import (cut_off, guesses, kept_state, make_vocab, number_tokens, numericalize, read_numbers, word_scores)
+from .rnn import cut_off, guesses, kept_state, numericalize, word_scores
 from .samples import number_words
 
 # %% ../nbs/09b_looking_back.ipynb #4f38fb1a
@@ -74,14 +75,15 @@ def count_on(
     model.reset()
     return ' '.join(res)
 
-# %% ../nbs/09b_looking_back.ipynb #f02cea7d
-_numbers = {number_words(i): i for i in range(1, 10_000)}
+# %% ../nbs/09b_looking_back.ipynb #9fde7bf9
+@lru_cache
+def _numbers(): return {number_words(i): i for i in range(1, 10_000)}
 
 def spoken_numbers(
     text:str # words and commas
 ) -> list: # whole numbers; None for what is no number
     "Numbers in words as numbers"
-    return [_numbers.get(o.strip()) for o in text.split(' , ')]
+    return [_numbers().get(o.strip()) for o in text.split(' , ')]
 
 # %% ../nbs/09b_looking_back.ipynb #1a9e9e96
 def counted_right(
@@ -195,14 +197,3 @@ def look(self:PointerLM, x): # (bs, words) → probabilities (bs, words, nv), at
     said, a = point_back(self.q(h), *self.remembered(x, self.k(h)), self.nv)
     g = torch.sigmoid(self.g(h)).where(a.sum(-1, keepdim=True) > 0, 1.) # nothing to point at: speak freely
     return g*self.h_o(h).softmax(-1) + (1-g)*said, a, g
-
-# %% ../nbs/09b_looking_back.ipynb #1b0ba2ea
-def number_ids(
-    path,              # the dataset's folder
-    hold_out:bool=False # train on 1 to 7,000 and validate on 7,001 to 7,999, for choosing?
-): # (training text, validation text, vocabulary, validation lines)
-    "The two texts as numbers; held out, the vocabulary is still that of all training lines"
-    train, valid = (read_numbers(path, o) for o in ('train', 'valid'))
-    vocab = make_vocab(number_tokens(train))
-    if hold_out: train, valid = train[:7000], train[7000:]
-    return *(numericalize(number_tokens(o), vocab) for o in (train, valid)), vocab, valid

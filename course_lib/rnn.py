@@ -6,7 +6,7 @@
 __all__ = ['read_numbers', 'number_tokens', 'make_vocab', 'numericalize', 'textify', 'Segments', 'number_dls', 'WordAccuracy',
            'first_layers', 'Model0', 'last_word_loss', 'words_learner', 'Model1', 'Model2', 'guesses', 'word_scores',
            'kept_state', 'cut_off', 'norm_words', 'Model3', 'RNNCell', 'run_cell', 'Model4', 'GRUCell', 'LSTMCell',
-           'Model5', 'train']
+           'Model5', 'number_ids', 'train']
 
 # %% ../nbs/09_human_numbers.ipynb #5e890455
 from functools import partial
@@ -316,13 +316,22 @@ class Model5(Model4):
         nv:int, nh:int # words in the vocabulary; activations
     ): super().__init__(nv, nh, nn.GRU, 2)
 
-# %% ../nbs/09_human_numbers.ipynb #4ca98031
+# %% ../nbs/09_human_numbers.ipynb #1b0ba2ea
+def number_ids(
+    path,              # the dataset's folder
+    hold_out:bool=False # train on 1 to 7,000 and validate on 7,001 to 7,999, for choosing?
+): # (training text, validation text, vocabulary, validation lines)
+    "The two texts as numbers; held out, the vocabulary is still that of all training lines"
+    train, valid = (read_numbers(path, o) for o in ('train', 'valid'))
+    vocab = make_vocab(number_tokens(train))
+    if hold_out: train, valid = train[:7000], train[7000:]
+    return *(numericalize(number_tokens(o), vocab) for o in (train, valid)), vocab, valid
+
+# %% ../nbs/09_human_numbers.ipynb #4f049f74
 def train(cfg): # the lesson's settings → the trained Learner
     "Train Model 5, the lesson's last; what `course train 09` runs, in one process"
-    path = get_data(cfg.dataset, cfg.profile)
-    train, valid = (number_tokens(read_numbers(path, o)) for o in ('train', 'valid'))
-    vocab = make_vocab(train)
-    dls = number_dls(numericalize(train, vocab), numericalize(valid, vocab), cfg.bs, cfg.bptt)
+    train, valid, vocab, _ = number_ids(get_data(cfg.dataset, cfg.profile))
+    dls = number_dls(train, valid, cfg.bs, cfg.bptt)
     seed_everything(cfg.seed) # just before the weights are drawn, as above: so it is the same run
     learn = words_learner(dls, Model5(len(vocab), cfg.nh))
     learn.fit_one_cycle(cfg.epochs_gru, cfg.lr_gru)

@@ -6,10 +6,10 @@ from course_lib import pointer
 from course_lib.core import CourseError
 from course_lib.data import get_data
 from course_lib.heads import BothWays, Classifier, Labeller, number_classes, number_rows
-from course_lib.pointer import (Dropout, PointerLM, TiedLM, count_on, counted_right, errors_by, number_ids, number_places, point_back,
+from course_lib.pointer import (Dropout, PointerLM, TiedLM, count_on, counted_right, errors_by, number_places, point_back,
     spoken_numbers, text_places, thousands_right)
 from course_lib.rnn import (GRUCell, LSTMCell, Model0, Model1, Model2, Model3, Model4, Model5, RNNCell, Segments, guesses, kept_state,
-    make_vocab, number_dls, number_tokens, numericalize, read_numbers, run_cell, textify, words_learner)
+    make_vocab, number_dls, number_ids, number_tokens, numericalize, read_numbers, run_cell, textify, words_learner)
 
 nv, nh = 31, 16
 stateful = {o.__name__: o for o in (Model3, Model4, Model5, TiedLM, PointerLM)}
