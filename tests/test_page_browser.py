@@ -1,6 +1,6 @@
 "The page for restoring photographs in a real browser, in JupyterLab and by itself: upload, compare, take home"
 import base64, io
-import pytest
+import pytest, torch
 from PIL import Image
 from browser import browsing, jupyterlab, open_and_run, serving, until, write_notebook # skips where there is no browser
 from selenium.webdriver.support.ui import Select
@@ -44,6 +44,15 @@ class Page:
         self.d.find_element('css selector', 'input.chosen').send_keys(str(file))
         self.d.execute_script("document.querySelector('input.chosen').remove()")
     def press(self, name): self.d.find_element('xpath', f'//div[contains(@class, "cl-page")]//button[contains(., "{name}")]').click()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "As many as the page's kernel has: another number rounds otherwise, and files are compared to the byte"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
 
 
 @pytest.fixture
