@@ -1,5 +1,5 @@
 # make course [LESSONS="01 09"] [PROFILE=full]   run the lessons     make test   everything that CI checks
-# make lab   JupyterLab on nbs/     make bench   the measurements     make test-gpu   on a CUDA machine
+# make lab   JupyterLab on nbs/     make bench   the measurements     make test-gpu, make gpu-report   on a CUDA machine
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := .venv/bin
 export UV_COMPILE_BYTECODE := 1
 export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
-.PHONY: setup course test test-gpu lab bench lock clean
+.PHONY: setup course test test-gpu gpu-report lab bench lock clean
 .DEFAULT_GOAL := course
 
 setup: .venv/.ready
@@ -45,11 +45,15 @@ test-gpu: setup
 	COURSE_DEVICE=cuda $(BIN)/python tests/run_notebooks.py --n-workers 1
 	COURSE_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
+# At most ten minutes on a card; what the card alone can show, a JSON file a part.
+gpu-report: setup
+	@$(BIN)/python benchmarks/gpu_report.py --keep $(GPU_ARGS)
+
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir nbs
 
 bench: setup
-	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+	@for f in $(filter-out benchmarks/gpu_report.py,$(wildcard benchmarks/*.py)); do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
 # Names and versions only; universal, so that one file serves Linux, macOS and every supported Python.
 lock:
