@@ -9,7 +9,7 @@ __all__ = ['commands', 'LiveLine', 'bar', 'find_notebook', 'explain_error', 'ker
            'crappify', 'restore', 'fit_box', 'style', 'memory_gb', 'data_report', 'weights_at_hand', 'doctor', 'course']
 
 # %% ../nbs/90_cli.ipynb #d3423225
-import base64, copy, importlib, json, os, re, shutil, signal, sys, tempfile, textwrap, time
+import base64, copy, importlib, json, os, re, shutil, signal, subprocess, sys, tempfile, textwrap, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
@@ -149,6 +149,12 @@ def write_page(
     write_atomic(dest, re.sub(rf'{mark}(\d+);', lambda m: found[int(m[1])], html))
 
 # %% ../nbs/90_cli.ipynb #659cc3e8
+def _device_name():
+    "The device's name; a graphics card is asked by another process, since its memory is for the kernels"
+    if default_device().type != 'cuda': return device_name()
+    ask = [sys.executable, '-c', 'from course_lib.core import device_name; print(device_name())']
+    return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+
 def run_one(
     path:Path,    # the notebook
     profile:str,  # `sample` or `full`
@@ -162,7 +168,7 @@ def run_one(
     def each(i, n):
         at[0] = i
         line.show(f'{name}  {bar(i, n)}  cell {i+1} of {n}  {time.time()-t0:.0f} s  {dev}')
-    dev, status, error = device_name(), 'ok', ''
+    dev, status, error = _device_name(), 'ok', ''
     line.show(f'{name}  starting a kernel  {dev}')
     try: execute(nb, path.parent, kernel_env(profile, out), each)
     except CellExecutionError: status, error = 'failed', _failed_cell(nb)
@@ -224,7 +230,7 @@ def run(
     prof, out, line = active_profile(profile), Path(out).resolve() if out else runs_home(), LiveLine()
     read_settings()
     todo, done = [find_notebook(o) for o in names] or lesson_notebooks(), []
-    print(f"{len(todo)} lesson{'s' if len(todo) != 1 else ''} · profile {prof} · {device_name()}")
+    print(f"{len(todo)} lesson{'s' if len(todo) != 1 else ''} · profile {prof} · {_device_name()}")
     try:
         for p in todo:
             done.append(_run_and_tell(p, prof, out, line, save))

@@ -430,7 +430,8 @@ def to_array(
 ) -> np.ndarray: # (h,w) or (h,w,3); bytes, or floats clipped to 0–1
     "A picture as matplotlib wants it"
     chw = hasattr(im, 'detach')
-    a = im.detach().cpu().float().numpy() if chw and im.is_floating_point() else np.asarray(im)
+    if chw: im = im.detach().cpu()
+    a = im.float().numpy() if chw and im.is_floating_point() else np.asarray(im)
     if chw and a.ndim == 3: a = a.transpose(1, 2, 0)
     if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
     return a if a.dtype == np.uint8 else a.clip(0, 1)

@@ -18,6 +18,7 @@ from .core import CourseError, default_device, runs_home, seed_everything
 from .cyclegan_parts import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure, save_checkpoint, save_strips,
     share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache
+from .models import half_dtype
 
 # %% ../nbs/07_cyclegan.ipynb #e59d688a
 def _heap(path, split, side, load):
@@ -195,6 +196,8 @@ class CycleGAN(nn.Module):
         dev = default_device()
         self.to(dev, memory_format=torch.contiguous_format if dev.type == 'mps' else torch.channels_last)
         half_gradients(self, cfg.half == 'auto')
+        self.low = half_dtype(dev) if cfg.half == 'auto' and dev.type == 'cuda' else None
+        self.scaler = torch.amp.GradScaler(dev.type, enabled=self.low is torch.float16)
         self.optimisers()
 
 # %% ../nbs/07_cyclegan.ipynb #630a1f0d
@@ -238,12 +241,13 @@ def _critic_losses(self, a, b, fakes):
 CycleGAN.generator_losses, CycleGAN.critic_losses = _generator_losses, _critic_losses
 
 # %% ../nbs/07_cyclegan.ipynb #e5e118e3
-def _move(opt, params, loss):
-    "One step of an optimiser down a loss"
+def _move(opt, params, loss, scaler):
+    "One step of an optimiser down a loss; the scaler keeps the gradients of float16 from vanishing, and else does nothing"
     opt.zero_grad()
-    loss.backward()
+    scaler.scale(loss).backward()
     share_gradients(params)
-    opt.step()
+    scaler.step(opt)
+    scaler.update()
 
 # %% ../nbs/07_cyclegan.ipynb #fcbee233
 def _average(self):
@@ -253,20 +257,19 @@ def _average(self):
 
 # %% ../nbs/07_cyclegan.ipynb #0c1a5023
 def _half(self):
-    "The passes of a step in bfloat16, where the settings allow it and the device is CUDA"
-    dev = next(self.parameters()).device.type
-    return torch.autocast(dev, torch.bfloat16, enabled=self.cfg.half == 'auto' and dev == 'cuda')
+    "The passes of a step in 16 bits, where the settings allow it and the device is CUDA"
+    return torch.autocast(next(self.parameters()).device.type, self.low, enabled=self.low is not None)
 
 # %% ../nbs/07_cyclegan.ipynb #2b51331d
 def _step(self, a, b):
     "One training step on pictures of both kinds; gives the eight losses (tensors without a graph)"
     for p in self.critics: p.requires_grad_(False)
     with _half(self): res, fakes = self.generator_losses(a, b)
-    _move(self.opt_g, self.gens, sum(res.values()))
+    _move(self.opt_g, self.gens, sum(res.values()), self.scaler)
     if self.cfg.ema: _average(self)
     for p in self.critics: p.requires_grad_(True)
     with _half(self): d = self.critic_losses(a, b, fakes)
-    _move(self.opt_d, self.critics, sum(d.values()))
+    _move(self.opt_d, self.critics, sum(d.values()), self.scaler)
     return {k: v.detach() for k,v in {**d, **res}.items()}
 
 # %% ../nbs/07_cyclegan.ipynb #6989c2e0

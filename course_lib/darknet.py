@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['variants', 'answers', 'answers_full', 'DeviceDL', 'channel_stats', 'reflect_crop', 'ReflectCrop', 'cifar_dls',
-           'dark_conv', 'kept_bytes', 'ResLayer', 'Darknet', 'triangle_cycle', 'cifar_learner', 'fit_darknet',
-           'darknet_of', 'far_stem', 'Branches', 'Together', 'train', 'fit_cifar']
+           'dark_conv', 'kept_bytes', 'ResLayer', 'Darknet', 'triangle_cycle', 'can_compile', 'cifar_learner',
+           'fit_darknet', 'darknet_of', 'far_stem', 'Branches', 'Together', 'train', 'fit_cifar']
 
 # %% ../nbs/10_darknet_cifar10.ipynb #e20e5718
 import os, time
@@ -17,6 +17,7 @@ from fastai.vision.all import (CategoryBlock, Callback, ChannelsLast, DataBlock,
     get_image_files, parent_label)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data
+from .models import half_dtype
 from .resnet import course_learner
 
 # %% ../nbs/10_darknet_cifar10.ipynb #bd79e077
@@ -171,14 +172,25 @@ def triangle_cycle(
     sched = lambda *pts: combine_scheds([leg, leg, 1-2*leg], [SchedLin(a, b) for a,b in pts])
     return dict(lr=sched((low,lr), (lr,low), (low,low/100)), mom=sched((hi,lo), (lo,hi), (hi,hi)))
 
+# %% ../nbs/10_darknet_cifar10.ipynb #5ee74532
+def can_compile(
+    device # torch.device
+) -> bool:
+    "Does torch.compile make code here? Where it does not (no C compiler, no Triton, an old card) one line says so"
+    f = torch.compile(lambda x: x.sin()*x)
+    try: f(torch.ones(8, device=device))
+    except Exception as e: why = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:160]}'
+    else: return True
+    print(f'torch.compile does not work here ({why}). Going on without it, slower'); return False
+
 # %% ../nbs/10_darknet_cifar10.ipynb #2a711f1b
 def _fast(model, cfg):
     "The model on its device, and the callbacks that make it fast there"
     dev = default_device()
     model = model.to(dev, memory_format=torch.channels_last)
     if cfg.speed == 'plain' or dev.type != 'cuda': return model, [ChannelsLast()]
-    model.compile() # in place: the names of its weights stay as they are
-    return model, [ChannelsLast(), MixedPrecision('bf16' if torch.cuda.is_bf16_supported() else 'fp16')]
+    if can_compile(dev): model.compile() # in place: the names of its weights stay as they are
+    return model, [ChannelsLast(), MixedPrecision('bf16' if half_dtype(dev) is torch.bfloat16 else 'fp16')]
 
 # %% ../nbs/10_darknet_cifar10.ipynb #fe18901c
 def cifar_learner(

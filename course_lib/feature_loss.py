@@ -21,7 +21,7 @@ from fastcore.basics import AttrDict, patch
 from .core import CourseError, default_device, runs_home, seed_everything
 from .crappify import apply, load_crappifier, open_photo, parse_steps
 from .gan import critic_step, one_side, patch_critic
-from .models import imagenet_weights, tell_memory, torchvision_encoder
+from .models import half_dtype, imagenet_weights, in_half, tell_memory, torchvision_encoder
 from .pairs import SquarePhoto, batch_psnr, batch_ssim, make_pairs, pair_dls, restored, unit
 from .resnet import course_learner
 from .restore import load_model, make_restorer, save_model
@@ -38,25 +38,13 @@ def large_stage(cfg):
     "The settings of the second stage's pairs"
     return AttrDict({**cfg, 'bs': cfg.bs_full})
 
-# %% ../nbs/05_feature_loss_superres.ipynb #748be339
-class _TimesItself(torch.autograd.Function):
-    "F Fᵀ of (n, c, places), with its gradient as one product"
-    @staticmethod
-    def forward(ctx, f):
-        ctx.save_for_backward(f)
-        return f @ f.transpose(1, 2)
-    @staticmethod
-    def backward(ctx, g):
-        (f,), both = ctx.saved_tensors, g + g.transpose(1, 2)
-        return both @ f if f.stride(2) == 1 else (f.transpose(1, 2) @ both).transpose(1, 2)
-
 # %% ../nbs/05_feature_loss_superres.ipynb #d4075602
 def gram_matrix(
     x # activations (n, c, h, w)
 ):    # (n, c, c)
     "How channels are active together, wherever that is (Gatys et al. 2015), over c·h·w"
-    n, c, h, w = x.shape
-    return _TimesItself.apply(x.flatten(2)) / (c*h*w)
+    f = x.flatten(2) / x[0].numel()**.5 # before the product: sixteen bits have no room for the sum
+    return f @ f.mT
 
 # %% ../nbs/05_feature_loss_superres.ipynb #42354551
 def fold_norms(
@@ -113,8 +101,7 @@ class FeatureLoss(nn.Module):
         self.base = dict(l1=F.l1_loss, mse=F.mse_loss)[base]
         self.names = ['pixel', *(f'{k}_{i}' for k in ('feat', 'gram') for i in range(len(self.weights)))]
     def see(self, x):
-        if not self.low: return self.judge(x)
-        with torch.autocast(x.device.type, self.low): return [o.float() for o in self.judge(x)]
+        return in_half(self.judge, x, self.low)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #40db210d
 @patch
@@ -193,9 +180,9 @@ def make_loss(
     cfg, # settings: see `make_judge`; layer_weights, gram_weight
     x    # see `make_judge`
 ) -> tuple: # (a FeatureLoss, whether its judge is pretrained)
-    "The loss that the settings ask for; on CUDA the judge works in bfloat16"
+    "The loss that the settings ask for; on CUDA the judge works in 16 bits"
     judge, had = make_judge(cfg, x)
-    low = torch.bfloat16 if x.device.type == 'cuda' and torch.cuda.is_bf16_supported() else None
+    low = half_dtype(x.device) if x.device.type == 'cuda' else None
     return FeatureLoss(judge, numbers(cfg.layer_weights), cfg.gram_weight, base=cfg.base, low=low), had
 
 # %% ../nbs/05_feature_loss_superres.ipynb #ada8a1dd

@@ -242,7 +242,7 @@ def three(
     codes:list # names of the classes
 ) -> list: # three pictures
     "Input, ours, target, to be shown side by side"
-    mean, std = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
+    mean, std = (torch.tensor(o, device=x.device)[:,None,None] for o in imagenet_stats)
     return [(x*std + mean).clip(0, 1), paint(said, codes), paint(truth, codes)]
 
 # %% ../nbs/02_unet_segmentation.ipynb #9e229648

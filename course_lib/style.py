@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['lbfgs', 'open_picture', 'picture_batch', 'soft_noise', 'optimise', 'Canvas', 'plain_vgg', 'keep_outputs',
            'unit_variance_', 'as_judge_sees', 'style_judge', 'relative_error', 'features', 'block_ends', 'content_term',
-           'picture_loss', 'style_terms', 'transfer_loss', 'match_colours', 'half_type', 'sizes_up_to', 'transfer',
-           'keep_colours']
+           'picture_loss', 'style_terms', 'transfer_loss', 'match_colours', 'sizes_up_to', 'transfer', 'keep_colours']
 
 # %% ../nbs/08_style_transfer.ipynb #5fe3643f
 import math, warnings
@@ -19,7 +18,7 @@ from torch import nn
 from torchvision.models.vgg import make_layers
 from .core import CourseError, default_device
 from .feature_loss import fold_norms, gram_matrix
-from .models import imagenet_weights, torchvision_encoder
+from .models import half_dtype, imagenet_weights, in_half, torchvision_encoder
 from .unet import Hooks, before_it_shrinks, layer_shapes
 
 # %% ../nbs/08_style_transfer.ipynb #cf637c18
@@ -206,9 +205,10 @@ def features(
 ) -> list:     # what each of them gives out, in 32 bits
     "What some layers say to a picture; its hooks are gone afterwards, whatever happens"
     if not layers: return []
-    with Hooks(net[i] for i in layers) as hooks, torch.autocast(x.device.type, half, enabled=half is not None):
+    def look(x):
         net[:max(layers)+1](as_judge_sees(x))
-        return [o.stored.float() for o in hooks]
+        return [o.stored for o in hooks]
+    with Hooks(net[i] for i in layers) as hooks: return in_half(look, x, half)
 
 # %% ../nbs/08_style_transfer.ipynb #2d4b59ea
 def block_ends(
@@ -276,15 +276,6 @@ def match_colours(
     a = (root(c1, .5) @ root(c0, -.5)).to(x)
     return torch.einsum('ij,njhw->nihw', a, x-m0[:,None,None]) + m1[:,None,None]
 
-# %% ../nbs/08_style_transfer.ipynb #0f30150c
-def half_type(
-    device # torch.device
-): # torch.dtype; None where 16 bits do not pay
-    "bfloat16 on a CUDA card or a CPU that computes in it"
-    cpu = lambda: any(getattr(torch.cpu, o, bool)() for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
-    has = dict(cuda=torch.cuda.is_bf16_supported, cpu=cpu).get(device.type, bool)
-    return torch.bfloat16 if has() else None
-
 # %% ../nbs/08_style_transfer.ipynb #c5da4f19
 def sizes_up_to(
     size:int,     # the longer side of the result, in pixels
@@ -314,7 +305,7 @@ def transfer(
         x = c if x is None else F.interpolate(x, c.shape[-2:], mode='bicubic', antialias=True).clamp(0, 1)
         had, n = at[1] if k == at[0] else 0, evals if k == 0 else max(1, evals//2)
         tell = each and (lambda i, l, y, k=k, had=had, n=n: each(k, had+i, n, l, y))
-        loss = transfer_loss(net, c, p, block, weight, half_type(device))
+        loss = transfer_loss(net, c, p, block, weight, half_dtype(device))
         if had < n: x = optimise(loss, Canvas(x), n-had, each=tell)[0]
     return x.clamp(0, 1)
 
