@@ -56,7 +56,7 @@ def plain_copy(net):
         for k,o in list(m.named_children()):
             if isinstance(o, InstanceNorm): setattr(m, k, nn.InstanceNorm2d(o.nf))
             elif type(o) is not nn.Conv2d and isinstance(o, nn.Conv2d): # our faster way of the same convolution
-                new = nn.Conv2d(o.in_channels, o.out_channels, o.kernel_size, o.stride, o.padding, device=o.weight.device)
+                new = nn.Conv2d(o.in_channels, o.out_channels, o.kernel_size, o.stride, o.padding, bias=o.bias is not None, device=o.weight.device)
                 new.load_state_dict(o.state_dict())
                 setattr(m, k, new.to(memory_format=torch.contiguous_format))
     for p in net.parameters(): p.data = p.data.contiguous()
@@ -133,7 +133,6 @@ def main(
     from course_lib.cyclegan import CycleGAN
     dev = default_device()
     sz = sz or (256 if dev.type == 'cuda' else 128)
-    torch.backends.cudnn.benchmark = True # for both
     seed_everything(0)
     cfg = lesson_settings('07', 'full', sz=sz, ngf=ngf, ndf=ngf, blocks=blocks, half=half)
     ours = CycleGAN(cfg)

@@ -94,7 +94,7 @@ def main(
     import torch
     from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything, versions, write_atomic
     from course_lib.data import get_data
-    from course_lib.style import Canvas, block_ends, half_type, open_picture, optimise, picture_batch, soft_noise, transfer_loss
+    from course_lib.style import Canvas, block_ends, open_picture, optimise, picture_batch, soft_noise, transfer_loss
     torch.set_num_threads(threads)
     device, path = default_device(), get_data('style_images', 'sample')
     c, p = (picture_batch(open_picture(path/o), (size, size), device) for o in (f'content_{content}.png', f'style_{style}.png'))
@@ -103,7 +103,7 @@ def main(
     layers, start = block_ends(judge), soft_noise((size, size), 8, 0, device)
     block = min(3 if arch.startswith('vgg') else 2, len(layers)-1)
     textbook = Textbook(net, c, p, layers, block, weight)
-    loss = transfer_loss(judge, c, p, block, weight, half_type(device))
+    loss = transfer_loss(judge, c, p, block, weight, half_dtype(device))
     def ours(evals):
         times = []
         losses = optimise(loss, Canvas(start), evals, each=lambda *args: times.append(time.perf_counter()))[1]
@@ -111,7 +111,7 @@ def main(
     ways = {'textbook': lambda n: textbook.run(start, n), 'ours': ours}
     print(f"{arch}, {'ImageNet' if trained else 'RANDOM'} weights, {size} px, {device_name()}")
     same = textbook.loss(textbook.normed(start)).item(), loss(start).item()
-    assert math.isclose(*same, rel_tol=1e-3 if half_type(device) is None else .05), f'not the same loss at the start: {same}'
+    assert math.isclose(*same, rel_tol=1e-3 if half_dtype(device) is None else .05), f'not the same loss at the start: {same}'
     rates = {k: [] for k in ways}
     for _ in range(repeats):
         for k,f in ways.items():

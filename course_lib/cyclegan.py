@@ -79,10 +79,10 @@ def choosing_split(
 def _norm_act(nf, act=True): return [InstanceNorm(nf)] + [nn.ReLU(inplace=True)]*act
 
 def _conv(ni, nf, ks, stride=1, pad=0, act=True):
-    return [Conv2d(ni, nf, ks, stride, pad), *_norm_act(nf, act)]
+    return [Conv2d(ni, nf, ks, stride, pad, bias=False), *_norm_act(nf, act)]
 
 def _up(ni, nf):
-    return [nn.ConvTranspose2d(ni, nf, 3, 2, 1, output_padding=1), *_norm_act(nf)]
+    return [nn.ConvTranspose2d(ni, nf, 3, 2, 1, output_padding=1, bias=False), *_norm_act(nf)]
 
 # %% ../nbs/07_cyclegan.ipynb #1f15d29b
 class ResnetBlock(nn.Module):
@@ -125,7 +125,7 @@ class NLayerDiscriminator(nn.Module):
         leaky, sizes = lambda: nn.LeakyReLU(.2, inplace=True), [nf*min(2**i, 8) for i in range(layers+1)]
         res = [Conv2d(3, nf, 4, 2, 1), leaky()]
         for i,(ni,no) in enumerate(zip(sizes, sizes[1:])):
-            res += [Conv2d(ni, no, 4, 2 if i < layers-1 else 1, 1), InstanceNorm(no), leaky()]
+            res += [Conv2d(ni, no, 4, 2 if i < layers-1 else 1, 1, bias=False), InstanceNorm(no), leaky()]
         self.layers = nn.Sequential(*res, Conv2d(sizes[-1], 1, 4, 1, 1))
     def forward(self, x): return self.layers(x)
 
@@ -147,7 +147,7 @@ def init_weights(
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(m.weight, 0., std)
-            nn.init.zeros_(m.bias)
+            if m.bias is not None: nn.init.zeros_(m.bias)
     return net
 
 # %% ../nbs/07_cyclegan.ipynb #ba6efa58

@@ -71,8 +71,8 @@ class UnetGenerator(nn.Module):
     ):
         super().__init__()
         self.skip, sizes = skip, [nf*min(2**i, 8) for i in range(depth)]
-        down = lambda ni, no: nn.Sequential(nn.Conv2d(ni, no, 4, 2, 1), InstanceNorm(no), nn.LeakyReLU(.2))
-        up = lambda ni, no: nn.Sequential(nn.ConvTranspose2d(ni, no, 4, 2, 1), InstanceNorm(no), nn.ReLU())
+        down = lambda ni, no: nn.Sequential(nn.Conv2d(ni, no, 4, 2, 1, bias=False), InstanceNorm(no), nn.LeakyReLU(.2))
+        up = lambda ni, no: nn.Sequential(nn.ConvTranspose2d(ni, no, 4, 2, 1, bias=False), InstanceNorm(no), nn.ReLU())
         self.downs = nn.ModuleList(down(ni, no) for ni,no in zip([3]+sizes, sizes))
         into = [sizes[-1]] + [2*o for o in sizes[-2::-1]] # all but the first also get what comes across
         self.ups = nn.ModuleList(up(ni, no) for ni,no in zip(into, [*sizes[-2::-1], nf]))
@@ -147,7 +147,8 @@ def load_checkpoint(
     bad = [f'{k} = {v} (now {gan.cfg.get(k)})' for k,v in s['cfg'].items() if gan.cfg.get(k) != v]
     if bad: raise CourseError(f"{file}: made with other settings: {', '.join(bad)}. Use those, or start anew (resume=False)")
     if len(s['pools']) != _world(): raise CourseError(f"{file}: made by {len(s['pools'])} processes, and there are {_world()}. Start as many")
-    gan.load_state_dict(s['nets'])
+    try: gan.load_state_dict(s['nets'])
+    except RuntimeError: raise CourseError(f'{file}: made with other networks than the lesson has now. Start anew (resume=False)') from None
     for o,k in ((gan.opt_g, 'opt_g'), (gan.opt_d, 'opt_d')): o.load_state_dict(s[k])
     for o,k in zip(gan.pools, s['pools'][_rank()]): o.load_state_dict(k)
     return s['epoch'], s['step'], s['log']

@@ -43,7 +43,7 @@ def gram_matrix(
     x # activations (n, c, h, w)
 ):    # (n, c, c)
     "How channels are active together, wherever that is (Gatys et al. 2015), over c·h·w"
-    f = x.flatten(2) / x[0].numel()**.5 # before the product: sixteen bits have no room for the sum
+    f = x.flatten(2) / x[0].numel()**.5
     return f @ f.mT
 
 # %% ../nbs/05_feature_loss_superres.ipynb #42354551
