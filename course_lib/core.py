@@ -206,11 +206,11 @@ def lesson_settings(
 
 # %% ../nbs/00_core.ipynb #7d9056a0
 def default_device(): # torch.device
-    "The device to train on: `COURSE_DEVICE`, the setting `device`, or the best there is; `CourseError` if absent"
+    "The device to train on: `COURSE_DEVICE`, the setting `device`, or CUDA where there is one; `CourseError` if absent"
     import torch
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     want = os.environ.get('COURSE_DEVICE') or read_settings().get('course', {}).get('device', 'auto')
-    if want == 'auto': return torch.device(next(k for k,v in have.items() if v))
+    if want == 'auto': return torch.device('cuda' if have['cuda'] else 'cpu')
     if have.get(want): return torch.device(want)
     raise CourseError(f"The device {want!r} was asked for (COURSE_DEVICE, or device in settings.ini) and is not here. "
                       f"This machine has: {', '.join(k for k,v in have.items() if v)}")

@@ -18,7 +18,7 @@ from .core import CourseError, default_device, runs_home, seed_everything
 from .cyclegan_parts import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure, save_checkpoint, save_strips,
     share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache
-from .models import half_dtype
+from .models import half_dtype, memory_layout
 
 # %% ../nbs/07_cyclegan.ipynb #e59d688a
 def _heap(path, split, side, load):
@@ -194,7 +194,7 @@ class CycleGAN(nn.Module):
         self.mean_G, self.mean_F = (copy.deepcopy(o).requires_grad_(False) if cfg.ema else None for o in (self.G, self.F))
         self.cfg, self.pools = cfg, [ImagePool(cfg.pool, [seed, seed+1][k] + 1000*_rank()) for k in (0,1)]
         dev = default_device()
-        self.to(dev, memory_format=torch.contiguous_format if dev.type == 'mps' else torch.channels_last)
+        self.to(dev, memory_format=memory_layout(dev))
         half_gradients(self, cfg.half == 'auto')
         self.low = half_dtype(dev) if cfg.half == 'auto' and dev.type == 'cuda' else None
         self.scaler = torch.amp.GradScaler(dev.type, enabled=self.low is torch.float16)

@@ -12,12 +12,12 @@ import os, time
 import torch, torch.nn.functional as F
 from torch import nn
 from functools import partial
-from fastai.vision.all import (CategoryBlock, Callback, ChannelsLast, DataBlock, GrandparentSplitter, ImageBlock,
+from fastai.vision.all import (CategoryBlock, Callback, DataBlock, GrandparentSplitter, ImageBlock,
     MixedPrecision, Normalize, ParamScheduler, PILImage, RandTransform, SGD, SchedLin, TensorImage, combine_scheds,
     get_image_files, parent_label)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data
-from .models import half_dtype
+from .models import channels_last, half_dtype, memory_layout
 from .resnet import course_learner
 
 # %% ../nbs/10_darknet_cifar10.ipynb #bd79e077
@@ -187,10 +187,10 @@ def can_compile(
 def _fast(model, cfg):
     "The model on its device, and the callbacks that make it fast there"
     dev = default_device()
-    model = model.to(dev, memory_format=torch.channels_last)
-    if cfg.speed == 'plain' or dev.type != 'cuda': return model, [ChannelsLast()]
+    model = model.to(dev, memory_format=memory_layout(dev))
+    if cfg.speed == 'plain' or dev.type != 'cuda': return model, channels_last()
     if can_compile(dev): model.compile() # in place: the names of its weights stay as they are
-    return model, [ChannelsLast(), MixedPrecision('bf16' if half_dtype(dev) is torch.bfloat16 else 'fp16')]
+    return model, [*channels_last(), MixedPrecision('bf16' if half_dtype(dev) is torch.bfloat16 else 'fp16')]
 
 # %% ../nbs/10_darknet_cifar10.ipynb #fe18901c
 def cifar_learner(

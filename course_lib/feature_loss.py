@@ -16,12 +16,12 @@ from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from fastai.vision.all import ChannelsLast, MSELossFlat
+from fastai.vision.all import MSELossFlat
 from fastcore.basics import AttrDict, patch
 from .core import CourseError, default_device, runs_home, seed_everything
 from .crappify import apply, load_crappifier, open_photo, parse_steps
 from .gan import critic_step, one_side, patch_critic
-from .models import half_dtype, imagenet_weights, in_half, tell_memory, torchvision_encoder
+from .models import channels_last, half_dtype, imagenet_weights, in_half, memory_layout, tell_memory, torchvision_encoder
 from .pairs import SquarePhoto, batch_psnr, batch_ssim, make_pairs, pair_dls, restored, unit
 from .resnet import course_learner
 from .restore import load_model, make_restorer, save_model
@@ -74,13 +74,13 @@ class Judge(nn.Module):
     ):
         super().__init__()
         self.net = fold_norms(deepcopy(encoder[:max(ids)+1]).eval()).requires_grad_(False)
-        self.net.to(memory_format=torch.channels_last)
+        self.net.to(memory_format=memory_layout())
         _keep_what_is_kept(self.net, ids)
         self.hooks = Hooks(self.net[i] for i in ids)
         weakref.finalize(self, self.hooks.remove)
     def train(self, mode=True): return super().train(False) # it is frozen, whatever the learner says
     def forward(self, x):
-        self.net(x.contiguous(memory_format=torch.channels_last))
+        self.net(x.contiguous(memory_format=memory_layout(x.device)))
         res = [h.stored for h in self.hooks]
         for h in self.hooks: h.stored = None
         return res
@@ -191,7 +191,7 @@ def pixel_learner(
     **kwargs    # more for `course_learner`
 ): # a fastai Learner
     "Mean squared error over pixels"
-    return course_learner(dls, model, MSELossFlat(), [batch_psnr], splitter=unet_groups, cbs=ChannelsLast(), **kwargs)
+    return course_learner(dls, model, MSELossFlat(), [batch_psnr], splitter=unet_groups, cbs=channels_last(), **kwargs)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #31eeb9bb
 def feature_learner(
@@ -199,7 +199,7 @@ def feature_learner(
     **kwargs          # more for `course_learner`
 ): # a fastai Learner
     "The feature loss, with its parts told after every epoch"
-    return course_learner(dls, model, loss, [batch_psnr, *part_metrics(loss)], splitter=unet_groups, cbs=ChannelsLast(), **kwargs)
+    return course_learner(dls, model, loss, [batch_psnr, *part_metrics(loss)], splitter=unet_groups, cbs=channels_last(), **kwargs)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #899fbf60
 def fit_small(

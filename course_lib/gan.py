@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, ChannelsLast, DataBlock, FuncSplitter, ImageBlock
+from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock
 from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
 from .core import CourseError, default_device, runs_home, seed_everything
 from .data import TensorDL
-from .models import imagenet_weights, torchvision_encoder
+from .models import channels_last, imagenet_weights, torchvision_encoder
 from .pairs import (SquarePhoto, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator, make_pairs, pair_dls,
     pair_tfms, restored, to_pil, unit)
 from .resnet import course_learner
@@ -102,7 +102,7 @@ def critic_learner(
 ): # a fastai Learner
     "A Learner for a critic of patches"
     loss = AdaptiveLoss(nn.BCEWithLogitsLoss())
-    return course_learner(dls, critic, loss, accuracy_thresh_expand, cbs=ChannelsLast(), **kwargs)
+    return course_learner(dls, critic, loss, accuracy_thresh_expand, cbs=channels_last(), **kwargs)
 
 # %% ../nbs/04_gan_superres.ipynb #6075d12f
 def give_back() -> float: # megabytes still taken on a CUDA card; 0 elsewhere

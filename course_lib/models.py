@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['imagenet_weights', 'torchvision_encoder', 'picture_bytes', 'bs_that_fits', 'free_memory', 'card_bs', 'tell_memory',
-           'half_dtype', 'in_half']
+           'memory_layout', 'channels_last', 'half_dtype', 'in_half']
 
 # %% ../nbs/00c_models.ipynb #ad6bf900
 import copy, hashlib, os
@@ -140,7 +140,20 @@ def tell_memory(
     else: return
     model.zero_grad(set_to_none=True)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
     raise CourseError(_too_big(bs, model, sz, memory))
+
+# %% ../nbs/00c_models.ipynb #66d77d75
+def memory_layout(
+    device=None # torch.device; None: the default one
+) -> torch.memory_format:
+    "How pictures lie in memory: channels last, which convolutions like, but on MPS, where nobody has tried it, as PyTorch lays them"
+    return torch.contiguous_format if (device or default_device()).type == 'mps' else torch.channels_last
+
+def channels_last() -> list: # of callbacks for a Learner
+    "fastai's `ChannelsLast`, where the default device takes `memory_layout` so"
+    from fastai.callback.channelslast import ChannelsLast
+    return [ChannelsLast()] if memory_layout() is torch.channels_last else []
 
 # %% ../nbs/00c_models.ipynb #fcee9052
 def half_dtype(

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from fastai.vision.all import (ChannelsLast, DataBlock, FuncSplitter, ImageBlock, MSELossFlat, Normalize, PILImage, RandTransform,
+from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MSELossFlat, Normalize, PILImage, RandTransform,
     TensorImage, aug_transforms, imagenet_stats)
 from PIL import Image
 from .core import CourseError, data_home, default_device, md_table, show_images, tell_path
 from .crappify import crappify_folder, crappy_name
 from .data import TensorDL, get_data
+from .models import channels_last
 from .resnet import course_learner
 from .unet import Unet, make_unet, unet_groups
 
@@ -217,7 +218,7 @@ def gen_learner(
     **kwargs  # more for `course_learner`
 ): # a fastai Learner
     "A Learner with mean squared error over pixels, that watches PSNR and SSIM"
-    return course_learner(dls, gen, MSELossFlat(), [batch_psnr, batch_ssim], splitter=unet_groups, cbs=ChannelsLast(), **kwargs)
+    return course_learner(dls, gen, MSELossFlat(), [batch_psnr, batch_ssim], splitter=unet_groups, cbs=channels_last(), **kwargs)
 
 # %% ../nbs/04a_pairs.ipynb #ba411588
 @torch.no_grad()

@@ -14,10 +14,11 @@ from .core import CourseError, default_device, runs_home, seed_everything
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
-from fastai.vision.all import (CategoryBlock, ChannelsLast, CrossEntropyLossFlat, DataBlock,
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock,
     GrandparentSplitter, ImageBlock, LabelSmoothingCrossEntropyFlat, Learner, Normalize, PILImageBW,
     accuracy, aug_transforms, get_image_files, parent_label)
 from .data import RandomPadCrop, TensorDL, get_data
+from .models import channels_last
 
 # %% ../nbs/01_mnist_resnet.ipynb #294accff
 def mnist_dls(
@@ -324,7 +325,7 @@ def _deep(model=resnet_ish, lr=1., **kwargs): # lr: times the lesson's rate
     return lambda cfg, seed: fit_digits(cfg, seed, model, cfg.epochs_deep, lr*cfg.lr_deep, **kwargs)
 
 def _variant(cfg, seed):
-    extra = dict(loss_func=LabelSmoothingCrossEntropyFlat(eps=.05), wd=.05, cbs=ChannelsLast())
+    extra = dict(loss_func=LabelSmoothingCrossEntropyFlat(eps=.05), wd=.05, cbs=channels_last())
     return fit_digits(cfg, seed, wide_resnet, cfg.epochs_deep, .01, batch_tfms=digit_augs(), **extra)
 
 # %% ../nbs/01_mnist_resnet.ipynb #fe135ef7

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, torch
-from fastai.vision.all import (ChannelsLast, DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize, TensorImage,
+from fastai.vision.all import (DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize, TensorImage,
     imagenet_stats)
 from fastcore.basics import AttrDict
 from PIL import Image, ImageOps
@@ -23,6 +23,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from .core import CourseError, default_device, device_name, seed_everything, tell_path, versions, write_atomic
 from .crappify import (Report, _files_in, _no_room, _why, apply, as_rgb, crappy_name, file_bytes, open_photo, parse_steps, psnr)
+from .models import _is_oom, channels_last
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .resnet import course_learner
 from .samples import cut_patches, photo_sources
@@ -273,7 +274,9 @@ def _one_file(model, src, dest, kwargs):
     try: im, note = open_photo(src)
     except Exception as e: return _why(e), 'left out'
     try: res = restore_photo(model, im, **kwargs)
-    except torch.OutOfMemoryError: return "does not fit into the device's memory", 'left out'
+    except RuntimeError as e:
+        if not _is_oom(e): raise
+        return "does not fit into the device's memory", 'left out'
     _put(dest, file_bytes(res, dest.name))
     return note
 
@@ -417,7 +420,7 @@ def train_box(
     "Train the model in the box, measure it on the held-out photographs, write weights and card"
     cfg, out, t0 = AttrDict({**box_settings, **changed}), Path(out or box_file()), time.time()
     seed_everything(cfg.seed)
-    learn = course_learner(box_dls(cfg, workers), photo_unet(cfg), MSELossFlat(), [batch_psnr], cbs=ChannelsLast())
+    learn = course_learner(box_dls(cfg, workers), photo_unet(cfg), MSELossFlat(), [batch_psnr], cbs=channels_last())
     learn.fit_one_cycle(cfg.epochs, cfg.lr, wd=cfg.wd, pct_start=.25)
     model = learn.model.eval()
     figures = dict(trials=try_box(model), minutes=round((time.time()-t0)/60, 2), device=device_name())

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import (ChannelsLast, DataBlock, FuncSplitter, ImageBlock, MaskBlock, Metric, Normalize,
+from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MaskBlock, Metric, Normalize,
     PILImage, PILMask, aug_transforms, imagenet_stats)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data, image_cache
-from .models import card_bs, tell_memory
+from .models import card_bs, channels_last, tell_memory
 from .resnet import DenseLayer, course_learner, transition
 from .unet import (LastCross, UnetBlock, fit_stage, make_unet, norm_conv, small_encoder, unet_groups)
 
@@ -222,8 +222,7 @@ def segmenter(
     "A Learner that leaves void pixels out of its loss and its metrics"
     n, void = len(codes), codes.index('Void')
     metrics = [partial(acc_camvid, void=void), MeanIoU(n, void)]
-    cbs = ChannelsLast()
-    return course_learner(dls, model, SceneLoss(void), metrics, splitter=unet_groups, cbs=cbs, **kwargs)
+    return course_learner(dls, model, SceneLoss(void), metrics, splitter=unet_groups, cbs=channels_last(), **kwargs)
 
 # %% ../nbs/02_unet_segmentation.ipynb #0894b14f
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.models.vgg import make_layers
 from .core import CourseError, default_device
 from .feature_loss import fold_norms, gram_matrix
-from .models import half_dtype, imagenet_weights, in_half, torchvision_encoder
+from .models import half_dtype, imagenet_weights, in_half, memory_layout, torchvision_encoder
 from .unet import Hooks, before_it_shrinks, layer_shapes
 
 # %% ../nbs/08_style_transfer.ipynb #cf637c18
@@ -186,7 +186,7 @@ def style_judge(
     net = plain_vgg() if arch == 'small' else torchvision_encoder(arch, weights)
     keep_outputs(net).eval().requires_grad_(False)
     if weights is None: unit_variance_(net, as_judge_sees(pictures.cpu()))
-    return fold_norms(net).to(device or default_device(), memory_format=torch.channels_last), bool(weights)
+    return fold_norms(net).to(device or default_device(), memory_format=memory_layout(device)), bool(weights)
 
 # %% ../nbs/08_style_transfer.ipynb #f7852f5e
 def relative_error(

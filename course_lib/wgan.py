@@ -20,6 +20,7 @@ from .core import CourseError, default_device, runs_home, seed_everything
 from .data import get_data, image_cache
 from .dcgan import DCGAN_D, DCGAN_G
 from .judge import to_bytes, to_unit
+from .models import memory_layout
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9ba17cc8
 def listed_pictures(
@@ -64,7 +65,7 @@ def make_pair(
     "A new generator and a new critic of the sizes in the settings"
     sizes = dict(sz=cfg.sz, nc=3, n_extra=cfg.n_extra)
     pair = gen(nz=cfg.nz, nf=cfg.nf_gen, **sizes), critic(nf=cfg.nf_critic, **sizes)
-    return tuple(o.to(default_device(), memory_format=torch.channels_last) for o in pair)
+    return tuple(o.to(default_device(), memory_format=memory_layout()) for o in pair)
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9cd04523
 def noise(
@@ -168,7 +169,7 @@ def next_real(self:WGAN) -> torch.Tensor: # (n, 3, h, w), from -1 to 1
     i = self.order[self.at : self.at+self.cfg.bs]
     self.at += len(i)
     xb = to_unit(self.x[i].to(self.fixed.device, non_blocking=True))
-    return xb.contiguous(memory_format=torch.channels_last)
+    return xb.contiguous(memory_format=memory_layout(xb.device))
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #350e4d1a
 @patch

@@ -458,9 +458,10 @@ def test_names():
 
 def test_strange_names(tmp_path):
     (tmp_path/'src').mkdir()
-    names = ['ä ö.jpg', "it's 100%.jpg", '日本.png', 'a|b.jpg', '-x.jpg', 'a\nb.jpg', os.fsdecode(b'\xff.jpg')]
+    names = ['ä ö.jpg', "it's 100%.jpg", '日本.png', 'a|b.jpg', '-x.jpg', 'a\nb.jpg']
+    if sys.platform != 'darwin': names.append(os.fsdecode(b'\xff.jpg')) # a Mac's file system has no such names
     for o in names: photo(20, 20).save(tmp_path/'src'/o)
-    for want in ((7, 0, 0), (0, 7, 0)): assert counts(crappify_folder(lecture, tmp_path/'src', tmp_path/'a')) == want
+    for want in ((len(names), 0, 0), (0, len(names), 0)): assert counts(crappify_folder(lecture, tmp_path/'src', tmp_path/'a')) == want
     assert set(os.listdir(tmp_path/'a')) == {*names, '.crappify'}
 
 
