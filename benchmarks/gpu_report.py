@@ -12,7 +12,8 @@ says so in its file, with the end of what it printed. What the lessons of `full`
 Data is looked for where fastai looks (FASTAI_HOME); a part without its data fails, the others go on. Writes _runs/gpu/DEVICE/ (--keep: results/gpu/DEVICE/).
 """
 import json, os, re, subprocess, sys, time
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from fastcore.script import call_parse
 
@@ -28,10 +29,10 @@ def shell(cmd, timeout, **env):
     return res.returncode, res.stdout.decode(errors='replace'), time.time()-t0
 
 
-def told(code, out, seconds):
+def told(code, out, seconds, most=3000):
     "What a part's file says of a command: how it ended, and the end of what it printed where it failed"
     res = dict(ok=code == 0, seconds=round(seconds, 1))
-    return res if code == 0 else {**res, 'ended': 'out of time' if code is None else f'exit {code}', 'tail': out[-3000:]}
+    return res if code == 0 else {**res, 'ended': 'out of time' if code is None else f'exit {code}', 'tail': out[-most:]}
 
 
 def python(code, *args): return [sys.executable, '-c', code, *map(str, args)]
@@ -61,9 +62,9 @@ print('RESULT', json.dumps(dict(device=device_name(), kind=dev.type, **cuda, ver
 def tests(job):
     "tests/gpu: how many passed, failed and were skipped"
     if not job.cuda: return dict(ok=True, skipped='tests/gpu needs CUDA')
-    code, out, s = shell([sys.executable, '-m', 'pytest', '-rf', '-p', 'no:cacheprovider', 'tests/gpu'], job.left(), COURSE_TEST_GPU=1)
-    counts = {k: int(n) for n,k in re.findall(r'(\d+) (passed|failed|skipped|errors?)', out.strip().splitlines()[-1] if out.strip() else '')}
-    return {**told(code, out, s), **counts, 'failures': re.findall(r'^(?:FAILED|ERROR) (.*)', out, flags=re.M)[:40]}
+    code, out, s = shell([sys.executable, '-m', 'pytest', '-v', '--tb=short', '-p', 'no:cacheprovider', 'tests/gpu'], job.left(), COURSE_TEST_GPU=1)
+    ended = re.findall(r'^(tests/gpu/\S+) (PASSED|FAILED|ERROR|SKIPPED)', out, flags=re.M)
+    return {**told(code, out, s, 20_000), 'counts': Counter(o for _,o in ended), 'failures': [k for k,o in ended if o in ('FAILED', 'ERROR')]}
 
 
 def lesson(job, name, profile):
@@ -71,16 +72,25 @@ def lesson(job, name, profile):
     code, out, s = shell(python('from course_lib.cli import course; course()', 'run', name, '--profile', profile, '--out', job.runs/name), job.left(), COURSE_DEVICE=job.kind,
         OMP_NUM_THREADS=2 if job.cuda else 1)
     got = [json.loads(o.read_text()) for o in (job.runs/name/'results').glob('*.json')]
-    return {**told(code, out, s), **({'kind': got[-1]['kind'], 'figures': got[-1]['figures'], 'record': got[-1]} if got else {})}
+    whole = {'record': got[-1]} if got and profile == 'full' else {}
+    return {**told(code, out, s), **({'kind': got[-1]['kind'], 'figures': got[-1]['figures'], **whole} if got else {})}
 
 
 def lessons(job):
     "All lessons at `sample`, several at once"
     from course_lib.cli import lesson_notebooks
-    todo = [o.stem for o in lesson_notebooks()][:1 if job.short else None]
-    with ThreadPoolExecutor(job.jobs) as ex: res = dict(zip(todo, ex.map(lambda o: lesson(job, o, 'sample'), todo)))
-    for o in res.values(): o.pop('record', None)
-    return dict(ok=all(o['ok'] for o in res.values()), jobs=job.jobs, lessons=res)
+    return many_lessons(job, 'lessons', [o.stem for o in lesson_notebooks()][:1 if job.short else None], 'sample', job.jobs)
+
+
+def many_lessons(job, part, names, profile, jobs):
+    "Lessons side by side; the part's file grows with each that is done"
+    res = dict(ok=False, jobs=jobs, lessons={})
+    with ThreadPoolExecutor(jobs) as ex:
+        for o in as_completed({ex.submit(lambda n: (n, lesson(job, n, profile)), name) for name in names}):
+            name, got = o.result()
+            res['lessons'][name] = got
+            job.write(part, res)
+    return {**res, 'ok': all(o['ok'] for o in res['lessons'].values())}
 
 
 def darknet(job, *seeds):
@@ -110,8 +120,7 @@ def seeds(job): return darknet(job, 2, 3)
 def full(job):
     "The lectures' data and schedules"
     todo = ['11'] if job.short else ['01', '09', '11']
-    with ThreadPoolExecutor(3) as ex: res = dict(zip(todo, ex.map(lambda o: lesson(job, o, 'sample' if job.short else 'full'), todo)))
-    return dict(ok=all(o['ok'] for o in res.values()), lessons=res)
+    return many_lessons(job, 'full', todo, 'sample' if job.short else 'full', 3)
 
 
 def bench(name, *short):
@@ -138,6 +147,10 @@ class Job:
     @property
     def cuda(self): return self.kind == 'cuda'
     def left(self): return max(1, self.end-time.time())
+    def write(self, name, res):
+        tmp = self.out/f'.{name}.new'
+        tmp.write_text(json.dumps(res, indent=1)+'\n')
+        tmp.replace(self.out/f'{name}.json')
     def result(self, cmd):
         "Run a command that prints RESULT and a JSON object"
         code, out, s = shell(cmd, self.left(), COURSE_DEVICE=self.kind)
@@ -151,9 +164,7 @@ def one_part(job, name):
     try: res = parts[name](job)
     except Exception as e: res = dict(ok=False, ended=f'{type(e).__name__}: {e}')
     res = dict(part=name, short=job.short, minutes=round((time.time()-t0)/60, 2), **res)
-    tmp = job.out/f'.{name}.new'
-    tmp.write_text(json.dumps(res, indent=1)+'\n')
-    tmp.replace(job.out/f'{name}.json')
+    job.write(name, res)
     print(f"{name:<14} {'ok' if res['ok'] else 'FAILED'}  {res['minutes']:.1f} min", flush=True)
     return res['ok']
 
@@ -174,7 +185,7 @@ def main(
     home = clone_root()/'results' if keep else runs_home()
     folder = Path(out or home/'gpu'/re.sub(r'\W+', '-', device_name()).strip('-').lower()).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(folder, runs_home()/'gpu'/'runs' if keep else folder/'runs', time.time()+60*minutes, jobs or max(1, (os.cpu_count() or 2)//2), kind, short)
+    job = Job(folder, runs_home()/'gpu-runs', time.time()+60*minutes, jobs or max(1, (os.cpu_count() or 2)//2), kind, short)
     wanted, passed = only.split() or list(parts), []
     if bad := set(wanted)-set(parts): raise SystemExit(f"gpu_report: no part {', '.join(sorted(bad))}. Expected of {', '.join(parts)}")
     for stage in stages:
