@@ -160,7 +160,7 @@ def save_strips(
 ):
     "The strips as one picture, six in a row"
     rows = [torch.cat(pics[i:i+6], 2) for i in range(0, len(pics), 6)]
-    a = ((torch.cat(rows, 1)+1)*127.5).round().clip(0, 255).byte().permute(1, 2, 0).numpy()
+    a = ((torch.cat(rows, 1)+1)*127.5).round().clip(0, 255).byte().permute(1, 2, 0).cpu().numpy()
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     tmp = file.with_suffix('.new.png')

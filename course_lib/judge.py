@@ -45,7 +45,7 @@ def normal_rooms(
     "Pictures drawn from a normal distribution with the data's mean and its q widest directions"
     a = to_unit(x[:5000]).flatten(1)
     _, s, v = torch.pca_lowrank(a, q)
-    y = a.mean(0) + torch.randn(n, q)*s/(len(a)-1)**.5 @ v.T
+    y = a.mean(0) + torch.randn(n, q, device=a.device)*s/(len(a)-1)**.5 @ v.T
     return to_bytes(y.view(n, *x.shape[1:]))
 
 # %% ../nbs/06a_judge.ipynb #4d281f23

@@ -80,7 +80,7 @@ def weights_digest(
     h = hashlib.sha256()
     for k,v in sorted(tensors.items()):
         h.update(f'{k}:{v.dtype}:{tuple(v.shape)}:'.encode())
-        h.update(v.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        h.update(v.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 # %% ../nbs/05a_restore.ipynb #b2422cb2

@@ -1,0 +1,327 @@
+"""Every model, loss, training step and figure function on a CUDA card that is not there: a tensor left on the CPU fails here, without a card.
+
+What is tried is found by rule, below: whatever is public in the package's modules and is a module of torch, or is called like a loss, a
+measure, a step, a learner or a figure, needs a case; so does every module that uses torch, and every lesson."""
+import ast, inspect, re
+from types import SimpleNamespace
+import matplotlib.pyplot as plt, numpy as np, pytest, torch, torch.nn.functional as F
+from fastai.vision.all import DataLoader, DataLoaders
+from PIL import Image
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from card import Card, cuda, modules, stand_in
+from course_lib import (core, cyclegan, cyclegan_parts, darknet, data, dcgan, feature_loss, gan, harmonize, heads, judge, models, pairs, phase_parts,
+    phases, pointer, resnet, restore, rnn, schedules, segment, style, style_experiments, style_files, unet, unrolled, wgan, wgan_experiments)
+from course_lib.core import lesson_settings, lessons
+from course_lib.unet import small_encoder
+
+named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|^(show|draw|plot)_', re.I)
+draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
+no_tensors = { # called so, and without a tensor in them
+    'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside',
+    'bedrooms.bedroom', 'lab.lab_grid', 'pairs.plain_scores', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.digit_image',
+    'things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors', 'feature_loss.last_step_mask'}
+
+
+def public():
+    for m,mod in modules.items():
+        for k in getattr(mod, '__all__', []):
+            v = getattr(mod, k)
+            if getattr(v, '__module__', None) == mod.__name__ and (inspect.isclass(v) or inspect.isfunction(v)): yield f'{m}.{k}', v
+
+
+def meant(k, v):
+    "Does the rule ask for a case of it?"
+    if inspect.isclass(v) and issubclass(v, nn.Module): return True
+    return bool(named.search(k.split('.')[1]) or inspect.isfunction(v) and draws.search(inspect.getsource(v)))
+
+
+def uses_torch(mod): return any(isinstance(o, ast.Import) and 'torch' in [a.name for a in o.names] for o in ast.parse(inspect.getsource(mod)).body)
+
+
+# --- what a case may use: all of it on the card
+
+def pics(*sz): return torch.rand(*sz, device=cuda)
+def ids(*sz): return torch.zeros(sz, dtype=torch.long, device=cuda)
+def cfg(lesson, **kwargs): return lesson_settings(lesson, 'sample', **kwargs)
+def there(net): return net.to(cuda)
+def adam(net): return torch.optim.Adam(net.parameters(), 1e-3)
+
+
+def tensors(o):
+    if isinstance(o, torch.Tensor): yield o
+    elif isinstance(o, dict): yield from tensors(list(o.values()))
+    elif isinstance(o, (list, tuple)):
+        for p in o: yield from tensors(p)
+
+
+def on_card(o):
+    "Everything that came out lies on the card; a way back from it stays there"
+    outs = list(tensors(o))
+    assert all(t.device == cuda for t in outs), [t.device for t in outs]
+    slopes = [t.float().sum() for t in outs if t.requires_grad]
+    if slopes: sum(slopes).backward()
+    return outs
+
+
+def here(o):
+    "What is for the CPU lies there"
+    assert all(t.device.type == 'cpu' for t in tensors(o))
+
+
+def learns(learn):
+    "A fit of one batch, and validation of one"
+    there(learn.model)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    state = [v for s in learn.opt.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.ndim]
+    for t in [*learn.model.parameters(), *(p.grad for p in learn.model.parameters() if p.grad is not None), *state]: assert t.device == cuda
+    assert any(p.grad is not None for p in learn.model.parameters())
+
+
+def dls(*batch): return DataLoaders(*[DataLoader([batch], bs=None, num_workers=0) for _ in range(2)], device=cuda)
+
+
+# --- cases: name → function; what it gives must lie on the card
+
+nets = { # class → a network of it, and its input
+    'resnet.PlainOrRes': lambda: (resnet.PlainOrRes(4, 8, 2), pics(2,4,8,8)),
+    'resnet.ResBlock': lambda: (resnet.ResBlock(4), pics(2,4,8,8)),
+    'resnet.SequentialEx': lambda: (resnet.res_block(4), pics(2,4,8,8)),
+    'resnet.MergeLayer': lambda: (resnet.res_block(4, dense=True), pics(2,4,8,8)),
+    'resnet.DenseLayer': lambda: (resnet.DenseLayer(4, 2), pics(2,4,8,8)),
+    'unet.ShuffleUp': lambda: (unet.ShuffleUp(4, 2, blur=True, norm='weight'), pics(2,4,8,8)),
+    'unet.SelfAttention': lambda: (unet.SelfAttention(8), pics(2,8,4,4)),
+    'unet.UnetBlock': lambda: (unet.UnetBlock(16, 8, attention=True, norm='spectral'), pics(2,16,4,4), pics(2,8,8,8)),
+    'unet.LastCross': lambda: (unet.LastCross(7), pics(2,4,8,8), pics(2,3,8,8)),
+    'unet.Unet': lambda: (unet.Unet(small_encoder((8,8,16)), 5, (32,32), bottle=True, attention=True, norm='batch'), pics(2,3,32,32)),
+    'segment.ResUnetBlock': lambda: (segment.ResUnetBlock(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
+    'segment.NoCross': lambda: (segment.NoCross(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
+    'segment.NoPixels': lambda: (segment.NoPixels(7), pics(2,4,8,8), pics(2,3,8,8)),
+    'segment.TransposedBlock': lambda: (segment.TransposedBlock(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
+    'pairs.InputUnet': lambda: (restore.photo_unet(dict(widths=[8,8,16])), pics(2,3,32,32)),
+    'gan.CriticBlock': lambda: (gan.CriticBlock(4), pics(2,4,8,8)),
+    'feature_loss.Judge': lambda: (a_judge(), pics(2,3,32,32).requires_grad_()),
+    'dcgan.ConvBlock': lambda: (dcgan.ConvBlock(3, 4), pics(2,3,8,8)),
+    'dcgan.DCGAN_D': lambda: (dcgan.DCGAN_D(16, 3, 4, 1), pics(2,3,16,16)),
+    'dcgan.DeconvBlock': lambda: (dcgan.DeconvBlock(3, 4), pics(2,3,8,8)),
+    'dcgan.DCGAN_G': lambda: (dcgan.DCGAN_G(16, 5, 3, 4, 1), pics(2,5,1,1)),
+    'dcgan.NoNorm': lambda: (dcgan.DCGAN_D(16, 3, 4, block=dcgan.NoNorm, head=dcgan.pool_head), pics(2,3,16,16)),
+    'dcgan.NearestBlock': lambda: (dcgan.DCGAN_G(16, 5, 3, 4, block=dcgan.NearestBlock, last=dcgan.nearest_last), pics(2,5,1,1)),
+    'dcgan.Growing': lambda: (faded(dcgan.GrowingG(16, 5, 3, 4)), pics(2,5,1,1)),
+    'dcgan.GrowingG': lambda: (dcgan.GrowingG(16, 5, 3, 4), pics(2,5,1,1)),
+    'dcgan.GrowingD': lambda: (faded(dcgan.GrowingD(16, 3, 4)), pics(2,3,16,16)),
+    'judge.RoomJudge': lambda: (judge.RoomJudge(4), pics(2,3,32,32)),
+    'cyclegan.ResnetBlock': lambda: (cyclegan.ResnetBlock(4), pics(2,4,8,8)),
+    'cyclegan.ResnetGenerator': lambda: (cyclegan.ResnetGenerator(4, 1, True), pics(2,3,16,16)),
+    'cyclegan.NLayerDiscriminator': lambda: (cyclegan.NLayerDiscriminator(4), pics(2,3,64,64)),
+    'cyclegan_parts.InstanceNorm': lambda: (cyclegan_parts.InstanceNorm(4), pics(2,4,8,8).requires_grad_()),
+    'cyclegan_parts.Conv2d': lambda: (halved(cyclegan_parts.Conv2d(3, 4, 3)), pics(2,3,8,8)),
+    'cyclegan_parts.UnetGenerator': lambda: (cyclegan_parts.UnetGenerator(4, 2, True), pics(2,3,16,16)),
+    'style.Canvas': lambda: (style.Canvas(pics(1,3,16,16)),),
+    'rnn.Model0': lambda: (rnn.Model0(9, 8), ids(2,3)), 'rnn.Model1': lambda: (rnn.Model1(9, 8), ids(2,6)), 'rnn.Model2': lambda: (rnn.Model2(9, 8), ids(2,6)),
+    'rnn.Model3': lambda: (rnn.Model3(9, 8), ids(2,6)), 'rnn.Model4': lambda: (rnn.Model4(9, 8), ids(2,6)), 'rnn.Model5': lambda: (rnn.Model5(9, 8), ids(2,6)),
+    'rnn.RNNCell': lambda: (rnn.RNNCell(4, 8), pics(2,4), pics(2,8)), 'rnn.GRUCell': lambda: (rnn.GRUCell(4, 8), pics(2,4), pics(2,8)),
+    'rnn.LSTMCell': lambda: (rnn.LSTMCell(4, 8), pics(2,4), (pics(2,8), pics(2,8))),
+    'pointer.Dropout': lambda: (pointer.Dropout(.5), pics(2,4)),
+    'pointer.TiedLM': lambda: (pointer.TiedLM(9, 8), ids(2,6)), 'pointer.PointerLM': lambda: (pointer.PointerLM(9, 8), ids(2,6)),
+    'heads.BothWays': lambda: (heads.Labeller(heads.BothWays(9, 8), 16, 3), ids(2,6)), 'heads.Labeller': lambda: (heads.Labeller(rnn.Model5(9, 8), 8, 3), ids(2,6)),
+    'heads.Classifier': lambda: (heads.Classifier(rnn.Model5(9, 8), 8, 3), ids(2,6)),
+    'darknet.ResLayer': lambda: (darknet.ResLayer(8), pics(2,8,8,8)), 'darknet.Darknet': lambda: (darknet.Darknet([1, 1], nf=4, stem=darknet.far_stem), pics(2,3,32,32)),
+    'darknet.Branches': lambda: (darknet.Branches(8), pics(2,8,8,8)),
+}
+def faded(net): net.fade = .5; return net
+def halved(conv): conv.half = True; return conv
+def a_judge(): return feature_loss.Judge(small_encoder((4,8,8)), [0, 1])
+def plain(): return there(style.keep_outputs(style.plain_vgg((4,4)))).requires_grad_(False)
+def features(low=None): return there(feature_loss.FeatureLoss(a_judge(), (5,15), low=low))
+def a_wgan(cls=wgan.WGAN, **how):
+    return cls(*wgan.make_pair(c := cfg('06', sz=16, nf_gen=4, nf_critic=4, bs=4, nz=5), *how.pop('nets', ())), torch.zeros(8,3,16,16, dtype=torch.uint8), c, **how)
+def a_cyclegan(): return cyclegan.CycleGAN(cfg('07', ngf=4, ndf=4, blocks=1, skip=0, ema=.9))
+def photo(): return Image.new('RGB', (40, 32), (90, 120, 40))
+def rooms(n): return torch.zeros(n,3,32,32, dtype=torch.uint8)
+
+losses = {
+    'resnet.loss_surface': lambda: resnet.loss_surface(there(resnet.simple_cnn()), pics(2,1,28,28), ids(2), n=3) is not None and None,
+    'segment.SceneLoss': lambda: [segment.SceneLoss(1)(x := pics(2,4,8,8).requires_grad_(), ids(2,8,8)), segment.SceneLoss(1).decodes(x)],
+    'segment.acc_camvid': lambda: segment.acc_camvid(pics(2,4,8,8), ids(2,8,8), 1), 'segment.confusion': lambda: segment.confusion(ids(9), ids(9), 4, 1),
+    'segment.class_iou': lambda: segment.class_iou(pics(4,4)), 'segment.scores': lambda: segment.scores(pics(4,4)),
+    'segment.commonest': lambda: segment.commonest(ids(3,8,8), 4, 1),
+    'segment.MeanIoU': lambda: metric(segment.MeanIoU(4, 1), pics(2,4,8,8), ids(2,8,8)), 'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
+    'pairs.batch_psnr': lambda: pairs.batch_psnr(pics(2,3,16,16), pics(2,3,16,16)), 'pairs.batch_ssim': lambda: pairs.batch_ssim(pics(2,3,16,16), pics(2,3,16,16)),
+    'gan.critic_bce': lambda: gan.critic_bce(critic(), pics(2,3,64,64), pics(2,3,64,64)),
+    'gan.generator_loss': lambda: gan.generator_loss(critic(), pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
+    'gan.fine_detail': lambda: gan.fine_detail(pics(2,3,16,16)),
+    'feature_loss.FeatureLoss': lambda: features()(pics(2,3,32,32).requires_grad_(), pics(2,3,32,32)),
+    'feature_loss.make_loss': lambda: feature_loss.make_loss(cfg('05'), pics(2,3,64,64))[0](pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
+    'feature_loss.gram_matrix': lambda: feature_loss.gram_matrix(pics(2,4,8,8).requires_grad_()),
+    'feature_loss.rulers': lambda: feature_loss.rulers(pics(2,3,16,16), pics(2,3,16,16)),
+    'feature_loss.colour_spread': lambda: feature_loss.colour_spread(pics(2,3,16,16)),
+    'wgan.wgan_gap': lambda: wgan.wgan_gap(pics(4), pics(4)), 'wgan.fake_score': lambda: wgan.fake_score(pics(4)),
+    'wgan.fresh_gap': lambda: wgan.fresh_gap(there(dcgan.DCGAN_G(16, 5, 3, 4)), torch.zeros(8,3,16,16, dtype=torch.uint8), cfg('06', sz=16, nf_critic=4, bs=4, nz=5), 2),
+    'wgan_experiments.gradient_penalty': lambda: wgan_experiments.gradient_penalty(there(dcgan.DCGAN_D(16, 3, 4, block=dcgan.NoNorm)), pics(2,3,16,16), pics(2,3,16,16)),
+    'judge.kernel_distance': lambda: judge.kernel_distance(there(judge.RoomJudge(4)).eval(), rooms(4), rooms(4)),
+    'judge.judged': lambda: here(judge.judge_features(there(judge.RoomJudge(4)).eval(), rooms(4))),
+    'judge.nearest': lambda: here(judge.nearest(rooms(2), rooms(4))),
+    'judge.normal_rooms': lambda: here(judge.normal_rooms(rooms(60).to(cuda), 4)),
+    'judge.damaged': lambda: judge.damaged(pics(8,3,16,16)),
+    'cyclegan.gan_loss': lambda: cyclegan.gan_loss(pics(2,1,4,4).requires_grad_(), True),
+    'cyclegan.critic_loss': lambda: cyclegan.critic_loss(there(cyclegan.NLayerDiscriminator(4)), pics(2,3,64,64), pics(2,3,64,64)),
+    'cyclegan_parts.psnr_each': lambda: cyclegan_parts.psnr_each(pics(2,3,8,8), pics(2,3,8,8)),
+    'cyclegan_parts.by_parts': lambda: here(cyclegan_parts.by_parts(there(nn.Conv2d(3, 4, 3)), torch.zeros(5,3,8,8))),
+    'cyclegan_parts.change': lambda: cyclegan_parts.change(*pics(3,2,3,8,8)),
+    'style.relative_error': lambda: style.relative_error(pics(2,4,8,8).requires_grad_(), pics(1,4,8,8)),
+    'style.picture_loss': lambda: style.picture_loss(net := plain(), [style.content_term(net, pics(1,3,16,16), 3)])(pics(1,3,16,16).requires_grad_()),
+    'style.transfer_loss': lambda: style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1)(pics(1,3,32,32).requires_grad_()),
+    'style.match_colours': lambda: style.match_colours(pics(1,3,16,16), pics(1,3,16,16)), 'style.keep_colours': lambda: style.keep_colours(pics(1,3,16,16), pics(1,3,16,16)),
+    'style_experiments.total_variation': lambda: style_experiments.total_variation(pics(2,3,8,8).requires_grad_()),
+    'style_experiments.masked_gram': lambda: style_experiments.masked_gram(pics(2,4,8,8).requires_grad_(), pics(1,1,16,16)),
+    'style_experiments.patchiness': lambda: style_experiments.patchiness(plain(), pics(1,3,64,64)),
+    'harmonize.object_gram': lambda: harmonize.object_gram(pics(4,9).requires_grad_()), 'harmonize.histogram_match': lambda: harmonize.histogram_match(pics(4,9), pics(4,7)),
+    'harmonize.variation': lambda: harmonize.variation(pics(1,3,8,8)), 'harmonize.tv_weight': lambda: harmonize.tv_weight(pics(1,3,8,8)),
+    'harmonize.smooth_colours': lambda: harmonize.smooth_colours(pics(1,3,8,8), pics(1,1,8,8)),
+    'rnn.last_word_loss': lambda: rnn.last_word_loss(pics(2,9).requires_grad_(), ids(2,6)),
+    'rnn.word_scores': lambda: rnn.word_scores(there(pointer.TiedLM(9, 8)), ids(2,6)), 'rnn.guesses': lambda: here(rnn.guesses(there(rnn.Model5(9, 8)), torch.zeros(200, dtype=torch.long), 4, 6)),
+    'pointer.activation_penalty': lambda: pointer.activation_penalty(pics(2,6,8).requires_grad_()), 'pointer.temporal_penalty': lambda: pointer.temporal_penalty(pics(2,6,8).requires_grad_()),
+    'pointer.errors_by': lambda: pointer.errors_by(['a', 'b'], ids(2) > 0) and None,
+    'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()), 'darknet.reflect_crop': lambda: darknet.reflect_crop(pics(4,3,8,8), 2),
+    'data.random_crop': lambda: data.random_crop(pics(4,1,8,8), 3), 'models.in_half': lambda: models.in_half(lambda x: [x*2], pics(2,3,8,8).requires_grad_(), torch.float16),
+}
+def metric(m, pred, y):
+    m.reset()
+    m.accumulate(SimpleNamespace(pred=pred, y=y))
+    return float(m.value)
+def critic(): return there(gan.patch_critic(4))
+
+steps = {
+    'resnet.course_learner': lambda: learns(resnet.course_learner(dls(pics(4,1,28,28), ids(4)), resnet.resnet_ish())),
+    'segment.segmenter': lambda: learns(segment.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
+    'segment.score_files': lambda: here(segment.predict_scenes(there(unet.Unet(small_encoder((8,8,16)), 3, (32,32))), [(pics(2,3,32,32), ids(2,32,32))])),
+    'segment.dense_step': lambda: there(segment.dense_step(4, 8, 2))(pics(2,4,8,8)),
+    'pairs.gen_learner': lambda: learns(pairs.gen_learner(dls(pics(2,3,64,64), pics(2,3,64,64)), pairs.make_generator(cfg('04'))[0])),
+    'gan.critic_learner': lambda: learns(gan.critic_learner(dls(pics(2,3,64,64), ids(2)), gan.lesson_critic(cfg('04')))),
+    'gan.gan_learner': lambda: learns(a_game()),
+    'gan.critic_step': lambda: gan.critic_step(generator(), c := critic(), adam(c), pics(2,3,64,64), pics(2,3,64,64)),
+    'gan.generator_step': lambda: gan.generator_step(g := generator(), critic(), adam(g), pics(2,3,64,64), pics(2,3,64,64)),
+    'feature_loss.pixel_learner': lambda: learns(feature_loss.pixel_learner(dls(pics(2,3,32,32), pics(2,3,32,32)), generator())),
+    'feature_loss.feature_learner': lambda: learns(feature_loss.feature_learner(dls(pics(2,3,32,32), pics(2,3,32,32)), generator(), features(models.half_dtype(cuda)))),
+    'feature_loss.nogan_step': lambda: feature_loss.nogan_step(g := generator(), critic(), adam(g), features(), pics(2,3,64,64), pics(2,3,64,64)),
+    'wgan.wgan_critic_step': lambda: wgan.wgan_critic_step(there(dcgan.DCGAN_G(16, 5, 3, 4)), c := there(dcgan.DCGAN_D(16, 3, 4)), adam(c), pics(2,3,16,16), pics(2,5,1,1)),
+    'wgan.wgan_gen_step': lambda: wgan.wgan_gen_step(g := there(dcgan.DCGAN_G(16, 5, 3, 4)), there(dcgan.DCGAN_D(16, 3, 4)), adam(g), pics(2,5,1,1)),
+    'wgan.WGAN': lambda: a_wgan().fit(2, quiet=True),
+    'wgan_experiments.GrowingWGAN': lambda: a_wgan(wgan_experiments.GrowingWGAN, nets=(dcgan.GrowingG, dcgan.GrowingD)).fit(1, quiet=True),
+    'judge.train_judge': lambda: judge.train_judge(rooms(16), 2, 8).head.weight,
+    'cyclegan.CycleGAN': lambda: a_cyclegan().step(pics(1,3,32,32), pics(1,3,32,32)),
+    'cyclegan_parts.stripes_detector': lambda: cyclegan_parts.stripes_detector([(torch.zeros(3,16,16),)*2]*4, 2)[0].weight,
+    'style.optimise': lambda: style.optimise(style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1, half=models.half_dtype(cuda)), style.Canvas(pics(1,3,32,32)), 2, opt=torch.optim.Adam)[0],
+    'style_experiments.train_painter': lambda: style_experiments.train_painter(there(style_experiments.painter_net(4, 1)), plain(), pics(1,3,32,32), pics(3,3,32,32), 2, 5., 1, 2),
+    'harmonize.first_pass': lambda: harmonize.nearest_places(pics(1,4,6,6), pics(1,4,6,6), pics(36) > .5),
+    'harmonize.style_at': lambda: harmonize.style_at(pics(1,4,6,6), ids(36), pics(36) > .5, 1.)(pics(1,4,6,6).requires_grad_()),
+    'rnn.words_learner': lambda: learns(rnn.words_learner(dls(ids(4,6), ids(4,6)), rnn.Model5(9, 8))),
+    'heads.fit_remainder': lambda: learns(resnet.course_learner(dls(ids(4,6), ids(4)), heads.Classifier(rnn.Model5(9, 8), 8, 3))),
+    'darknet.cifar_learner': lambda: learns(darknet.cifar_learner(dls(pics(4,3,32,32), ids(4)), darknet.Darknet([1, 1], nf=4), cfg('10', speed='fast'))),
+    'phases.fit_phases': lambda: phased([phases.TrainingPhase(1, lr=.1), phases.TrainingPhase(1, lr=.1)]),
+    'phase_parts.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phase_parts.AverageWeights()),
+    'schedules.lars': lambda: phased([phases.TrainingPhase(2, schedules.lars, lr=.1)]),
+    'restore.restore_photo': lambda: restore.restore_photo(there(restore.photo_unet(dict(widths=[8,8,16]))), photo(), most=1, tile=64, overlap=32) and None,
+}
+def generator(): return there(restore.photo_unet(dict(widths=[8,8,16])))
+def a_game():
+    batch = pics(2,3,64,64), pics(2,3,64,64)
+    halves = gan.gen_learner(dls(*batch), generator()), gan.critic_learner(dls(*batch), critic())
+    return gan.gan_learner(*halves, cfg('04'), gan.FilmStrip(batch[0]))
+def phased(ps, **kwargs):
+    learn = resnet.course_learner(dls(pics(4,1,28,28), ids(4)), there(phases.small_net(4)))
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(ps, **kwargs)
+    return list(learn.model.parameters())
+
+figures = {
+    'core.to_array': lambda: [core.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
+    'core.show_images': lambda: core.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
+    'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None, 'pairs.to_pil': lambda: pairs.to_pil(pics(3,8,8)) and None,
+    'segment.paint': lambda: core.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
+    'segment.three': lambda: core.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
+    'cyclegan.strips': lambda: core.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
+    'cyclegan_parts.save_strips': lambda: cyclegan_parts.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
+    'judge.gallery': lambda: core.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
+    'style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
+    'phase_parts.draw_schedule': lambda: len(schedule_of_a_fit()) and None,
+    'wgan.noise_walk': lambda: core.show_images(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
+    'restore.weights_digest': lambda: restore.weights_digest(dict(a=pics(3))) and None,
+}
+
+def schedule_of_a_fit():
+    learn = resnet.course_learner(dls(pics(4,1,28,28), ids(4)), there(phases.small_net(4)))
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([phases.TrainingPhase(2, lr=.1)])
+    return learn.plot_lr()
+
+cases = {**{k: lambda f=f: net(*f()) for k,f in nets.items()}, **losses, **steps, **figures}
+def net(model, *inputs): return there(model).train()(*inputs)
+
+
+# --- the tests
+
+@pytest.fixture
+def card(monkeypatch):
+    "The default device is a card that is not there; it has bfloat16"
+    stand_in(monkeypatch)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: True)
+    monkeypatch.setattr(darknet, 'can_compile', lambda device: False)
+    with Card(): yield
+    plt.close('all')
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('k', cases)
+def test_on_a_card(card, k): on_card(cases[k]())
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('k', ['cyclegan.CycleGAN', 'style.optimise', 'feature_loss.feature_learner', 'feature_loss.make_loss', 'darknet.cifar_learner'])
+def test_on_an_old_card(card, k, monkeypatch):
+    "Without bfloat16: in float16, with a scaler where there is a step"
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: including_emulation)
+    on_card(cases[k]())
+
+
+def test_nothing_is_forgotten():
+    "What the rule asks for has a case, and every case is there"
+    asked = {k for k,v in public() if meant(k, v)} - no_tensors
+    assert asked <= set(cases), sorted(asked - set(cases))
+    known = {k for k,_ in public()}
+    assert no_tensors <= known, sorted(no_tensors - known)
+    for k in cases: assert k in known or k == 'phases.fit_phases', k
+
+
+def test_every_module_and_lesson():
+    "Every module that uses torch has a case, and so has every lesson whose network is trained: a step"
+    have = {k.split('.')[0] for k in cases}
+    without = {m for m,mod in modules.items() if uses_torch(mod)} - have
+    assert not without, sorted(without)
+    from course_lib.cli import lesson_module
+    trained = {lesson_module(o).__name__.split('.')[1] for o in lessons() if hasattr(lesson_module(o), 'train')}
+    assert trained <= {k.split('.')[0] for k in steps}, sorted(trained)
+
+
+class Forgets(nn.Module):
+    "Leaves its buffer on the CPU"
+    def __init__(self):
+        super().__init__()
+        self.lin, self.mean = nn.Linear(3, 3), torch.ones(3)
+    def forward(self, x): return self.lin(x) + self.mean
+
+class ForgetsOnTheWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x*2
+    @staticmethod
+    def backward(ctx, g): return g*torch.ones(g.shape)
+
+
+def test_it_would_be_seen(card):
+    "A tensor left on the CPU fails: on the way there, on the way back, in a figure, and as a result"
+    with pytest.raises(RuntimeError, match='device'): on_card(net(Forgets(), pics(2,3)))
+    with pytest.raises(RuntimeError, match='device'): on_card(ForgetsOnTheWayBack.apply(pics(2,3).requires_grad_()))
+    with pytest.raises(TypeError, match='numpy'): np.asarray(pics(3,8,8).byte())
+    with pytest.raises(TypeError, match='numpy'): plt.figure().gca().imshow(pics(8,8))
+    with pytest.raises(AssertionError): on_card(torch.zeros(3))
+    with pytest.raises(AssertionError): here(pics(3))
