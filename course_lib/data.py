@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['converters', 'registry', 'dataset', 'count_files', 'known_images', 'check_layout', 'list_files', 'check_archive',
-           'segnet_layout', 'neural_style_layout', 'full_data', 'get_data', 'image_cache', 'random_crop',
+           'unpack', 'segnet_layout', 'neural_style_layout', 'full_data', 'get_data', 'image_cache', 'random_crop',
            'RandomPadCrop', 'TensorDL', 'describe_data', 'at_hand']
 
 # %% ../nbs/00b_data.ipynb #ba0c5167
-import hashlib, os, shutil, sys, tomllib
+import hashlib, os, re, shutil, stat, sys, tarfile, tomllib, zipfile
+from functools import partial
 from .bedrooms import make_bedrooms
-from .core import CourseError, active_profile, course_file, data_home, write_atomic
+from .core import CourseError, active_profile, code_key, course_file, data_home, write_atomic
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
 import fastai.data as fastai_data
 from fastai.vision.all import (AddMaskCodes, AttrDict, L, PILBase, PILMask, Pipeline, RandTransform, Resize, TensorImage, TensorMask,
-    TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, get_image_files, progress_bar, untar_dir)
+    TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, get_image_files, progress_bar)
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from filelock import FileLock
 from PIL import Image
@@ -85,9 +86,9 @@ def list_files(
     pattern:str,         # which of its files, such as `**/*.jpg`
     name:str='files.csv' # the list, in that folder
 ) -> Path:               # the list: a file on each line, relative to the folder, sorted
-    "List a folder's files in a file; what is listed already is not listed again"
+    "List a folder's files in a file; what is listed already is not listed again, and an empty list is none"
     path = Path(path)
-    if not (path/name).exists():
+    if not (path/name).exists() or not (path/name).stat().st_size:
         found = sorted(o.relative_to(path).as_posix() for o in path.glob(pattern))
         write_atomic(path/name, ''.join(f'{o}\n' for o in found))
     return path/name
@@ -98,17 +99,65 @@ def _known_stats(card, url):
     return checks or ((card.full['bytes'], card.full['md5']) if card.full.get('md5') else None)
 
 # %% ../nbs/00b_data.ipynb #94c87cfe
+def _sha256(arch):
+    with open(arch, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def _note(arch): return arch.with_name(f'{arch.name}.sha256') # what `sha256sum -c` reads
+
 def check_archive(
-    name:str,      # the dataset, for the message
-    arch:Path,     # the archive
-    stats:tuple    # (bytes, md5 of the first megabyte) as fastdownload counts them; None where nothing is known
+    name:str,       # the dataset, for the message
+    arch:Path,      # the archive
+    stats:tuple,    # (bytes, md5 of the first megabyte) as fastdownload counts them; None where nothing is known
+    sha256:str=None # of the whole archive; None: as noted beside it when it was first used, if it was
 ):
     "Raise `CourseError` when an archive is not the one it should be"
-    if stats is None: return
-    size, md5 = path_stats(arch)
-    if size == stats[0] and md5 == stats[1]: return
-    why = f'{size:,} bytes, expected {stats[0]:,}' if size != stats[0] else f'checksum {md5}, expected {stats[1]}'
-    raise CourseError(f'{name}: the archive {arch} has {why}: it is truncated, damaged or another one. Delete it and fetch it again')
+    bad = lambda got, want: CourseError(f'{name}: the archive {arch} has {got}, expected {want}: it is truncated, damaged or another one. Delete it and fetch it again')
+    if stats:
+        size, md5 = path_stats(arch)
+        if size != stats[0]: raise bad(f'{size:,} bytes', f'{stats[0]:,}')
+        if md5 != stats[1]: raise bad(f'checksum {md5}', stats[1])
+    note, noted = _note(arch), not sha256
+    if noted: sha256 = note.read_text(encoding='utf-8').partition(' ')[0] if note.exists() else None
+    if sha256 and (got := _sha256(arch)) != sha256:
+        raise bad(f'checksum {got}', f'{sha256}{f" (noted in {note.name} at its first use; delete that too if the new one is right)" if noted else ""}')
+
+# %% ../nbs/00b_data.ipynb #a9e31f04
+def _leaves(name): # no `..` at all: what a link before it leads to cannot be told from a name
+    return name.startswith(('/', '\\')) or bool(re.match('[A-Za-z]:', name)) or '..' in re.split(r'[/\\]', name)
+
+def _tar_members(arch):
+    with tarfile.open(arch) as t:
+        for m in t:
+            link = m.linkname if m.issym() or m.islnk() else ''
+            yield m.name, link, bool(link) or m.isfile() or m.isdir(), m.size, partial(t.extract, m, filter='data')
+
+def _zip_members(arch):
+    with zipfile.ZipFile(arch) as z:
+        for m in z.infolist():
+            kind = stat.S_IFMT(m.external_attr >> 16)
+            link = z.open(m).read(4096).decode(errors='replace') if kind == stat.S_IFLNK else '' # written as a text: zipfile makes no links
+            yield m.filename, link, kind in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK), m.file_size, partial(z.extract, m)
+
+# %% ../nbs/00b_data.ipynb #d4f8702b
+def unpack(
+    name:str,     # the dataset, for the message
+    arch:Path,    # a tar or zip archive
+    dest:Path,    # a folder, which is made
+    max_bytes:int, max_files:int # what may come out of it at most
+) -> Path: # `dest`, or the only folder in it
+    "Unpack what may come from anywhere: a member that could lie outside of `dest`, a device, or too much is refused with a `CourseError`"
+    n = size = 0
+    refuse = lambda why: CourseError(f'{name}: the archive {arch} is refused: {why}. Delete it; this is not the dataset')
+    dest.mkdir(parents=True)
+    for o, link, plain, more, extract in (_zip_members if arch.suffix.lower() == '.zip' else _tar_members)(arch):
+        n, size = n+1, size+more
+        if _leaves(o) or _leaves(link): raise refuse(f'{o!r}{f", a link to {link!r}," if link else ""} would lie outside of the folder')
+        if not plain: raise refuse(f'{o!r} is neither a file nor a folder')
+        if n > max_files or size > max_bytes: raise refuse(f'more than {max_files:,} files or {max_bytes/1e6:,.0f} MB come out of it')
+        try: extract(dest)
+        except tarfile.FilterError as e: raise refuse(' '.join(str(e).split())) from None
+    here = [o for o in dest.iterdir() if o.name[0] != '.' and o.name != '__MACOSX']
+    return here[0] if len(here) == 1 and here[0].is_dir() and not here[0].is_symlink() else dest
 
 # %% ../nbs/00b_data.ipynb #6a1e3252
 def segnet_layout(
@@ -149,7 +198,7 @@ converters = {None: lambda path: path, 'segnet': segnet_layout, 'neural_style': 
 
 # %% ../nbs/00b_data.ipynb #558b0414
 def _list_once(card, path):
-    if 'listed' in card.full: list_files(path, card.full['listed'])
+    if 'listed' in card.full and path.is_dir(): list_files(path, card.full['listed'])
 
 # %% ../nbs/00b_data.ipynb #88edac1c
 def _watched(): return sys.stdout.isatty() or 'ipykernel' in sys.modules # does anybody see a progress bar?
@@ -162,15 +211,18 @@ def _fetch(name, card, dest, timeout):
     arch = archives/card.full.get('archive', url.split('/')[-1])
     carried, stats = arch.exists(), _known_stats(card, url)
     mine = [arch.with_name(f'{arch.name}.{o}') for o in ('part', 'lock')]
-    archives.mkdir(parents=True, exist_ok=True)
     try:
+        archives.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(tmp, ignore_errors=True)
         if not carried: download_url(url, arch, timeout=timeout, show_progress=_watched())
-        check_archive(name, arch, stats)
-        path = converters[card.full.get('convert')](untar_dir(arch, tmp, rename=True))
+        check_archive(name, arch, stats, card.full.get('sha256'))
+        path = unpack(name, arch, tmp/dest.name, 20*card.full['bytes']+10**8, 10*card.full['count']+10**4) # many times what is known of them
+        path = converters[card.full.get('convert')](path)
         _list_once(card, path)
         check_layout(name, path, card.full['layout'], shown=f'the archive {arch}')
+        if dest.exists(): dest.rmdir() # an empty one
         path.rename(dest)
+        _remember(arch)
     except BaseException as e:
         if not carried: arch.unlink(missing_ok=True)
         if isinstance(e, CourseError) or not isinstance(e, Exception): raise
@@ -178,6 +230,13 @@ def _fetch(name, card, dest, timeout):
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
         for o in mine: o.unlink(missing_ok=True)
+
+# %% ../nbs/00b_data.ipynb #0e6cd3a8
+def _remember(arch):
+    "Note the checksum of an archive that has served, for the next time it is used"
+    try:
+        if not _note(arch).exists(): write_atomic(_note(arch), f'{_sha256(arch)}  {arch.name}\n')
+    except OSError: pass # a folder that cannot be written to
 
 # %% ../nbs/00b_data.ipynb #98209dad
 def _no_way(name, card, url, arch, e, carried):
@@ -189,6 +248,21 @@ def _no_way(name, card, url, arch, e, carried):
             "or stay with the embedded data (profile = sample)")
 
 # %% ../nbs/00b_data.ipynb #8e6ec494
+def _is_there(dest):
+    "Is there a dataset's folder, with anything in it?"
+    if dest.is_symlink() and not dest.exists():
+        raise CourseError(f'{dest} is a link to {os.readlink(dest)}, and there is nothing. Bring back what it leads to, or remove the link')
+    return dest.exists() and not (dest.is_dir() and next(dest.iterdir(), None) is None)
+
+def _have(name, card, dest, timeout):
+    if not _is_there(dest):
+        if 'url' not in card.full: raise CourseError(f"{name} is not fetched: {card.full['bring']}. Bring a copy of your own to {dest}, "
+                                                     f"with {', '.join(card.full['layout'])} in it; or stay with the embedded data (profile = sample)")
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(dest.parent/f'.{dest.name}.lock'):
+            if not _is_there(dest): _fetch(name, card, dest.resolve(), timeout) # a linked folder is filled where it lies
+    _list_once(card, dest)
+
 def full_data(
     name:str,         # a name in the registry
     timeout:float=15  # seconds that a connection may be silent
@@ -197,10 +271,9 @@ def full_data(
     card = dataset(name)
     if 'full' not in card: raise CourseError(f'{name} has no full version. Use the profile sample')
     dest = fastai_cfg().path('data')/card.full['folder']
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(dest.parent/f'.{dest.name}.lock'):
-        if not dest.exists(): _fetch(name, card, dest, timeout)
-        _list_once(card, dest)
+    try: _have(name, card, dest, timeout)
+    except OSError as e: raise CourseError(f'{name}: {dest.parent} cannot be used ({type(e).__name__}: {e}). '
+                                           'Make room there, or set FASTAI_HOME to another folder') from None
     n, N = check_layout(name, dest, card.full['layout'], part=True), card.full['count']
     if n < N: print(f"{name}: {n:,} of {N:,} files in {dest.name}: results on this part are recorded as reduced")
     return dest
@@ -247,15 +320,20 @@ def image_cache(
     workers:int=4,   # threads that decode
     home:Path=None   # where caches are kept; None: `cache` under `data_home()`
 ) -> torch.Tensor:   # uint8, (n, c, h, w), mapped from disk
-    "Pictures decoded once; built again when a file changed; raises `CourseError` for unreadable or unequal pictures"
+    "Pictures decoded once; built again when a file has changed, or what opens it (see `code_key`), or the cache is damaged; raises `CourseError` for unreadable or unequal pictures"
     files = [Path(o) for o in files]
     if not files: raise CourseError('image_cache: the list of files is empty. Expected at least one picture')
     dest, stats = Path(home or data_home()/'cache')/_cache_key(files, open_image, sz), _file_stats(files)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(dest.with_suffix('.lock')):
-        fresh = (dest/'stats.npy').exists() and np.array_equal(np.load(dest/'stats.npy'), stats)
-        if not fresh: _build_cache(dest, files, stats, open_image, sz, workers)
-    return torch.from_numpy(np.load(dest/'x.npy', mmap_mode='c'))
+    code = code_key(open_image)
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(dest.with_suffix('.lock')):
+            if (x := _cached(dest, stats, code)) is None:
+                _build_cache(dest, files, stats, code, open_image, sz, workers)
+                x = _cached(dest, stats, code)
+    except OSError as e:
+        raise CourseError(f'{dest.parent}: decoded pictures cannot be kept there ({type(e).__name__}: {e}). Make room, or set COURSE_DATA to another folder') from None
+    return torch.from_numpy(x)
 
 # %% ../nbs/00b_data.ipynb #42dd1d66
 def _cache_key(files, open_image, sz):
@@ -263,15 +341,26 @@ def _cache_key(files, open_image, sz):
     opener = getattr(getattr(open_image, '__self__', None), '__name__', ''), getattr(open_image, '__qualname__', repr(open_image))
     return hashlib.sha256('\n'.join([*map(str, files), *opener, str(sz)]).encode()).hexdigest()[:20]
 
+# %% ../nbs/00b_data.ipynb #6b0d92e4
+def _cached(dest, stats, code):
+    "The cache, mapped; None where it is of other files or code, or not whole"
+    try:
+        if (dest/'code').read_text() != code or not np.array_equal(np.load(dest/'stats.npy'), stats): return None
+        x = np.load(dest/'x.npy', mmap_mode='c')
+    except Exception: return None # nothing there, or a file that was cut off: NumPy has many ways to say so
+    return x if (len(x), x.dtype) == (len(stats), np.uint8) else None
+
 # %% ../nbs/00b_data.ipynb #06c6d4d1
-def _build_cache(dest, files, stats, open_image, sz, workers):
+def _build_cache(dest, files, stats, code, open_image, sz, workers):
     tmp = dest.with_suffix('.new')
     shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
     try:
         shape = len(files), *_decode(files[0], open_image, sz).shape
+        need, free = int(np.prod(shape)), shutil.disk_usage(tmp).free
+        if need > free: raise OSError(f'{need/1e6:,.0f} MB are needed, and {free/1e6:,.0f} MB are free')
         x = np.lib.format.open_memmap(tmp/'x.npy', mode='w+', dtype=np.uint8, shape=shape)
         _fill(x, files, open_image, sz, workers)
-        x.flush(); np.save(tmp/'stats.npy', stats)
+        x.flush(); np.save(tmp/'stats.npy', stats); (tmp/'code').write_text(code)
         shutil.rmtree(dest, ignore_errors=True); tmp.rename(dest)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
@@ -332,6 +421,12 @@ def _no_item_tfms(after_item):
     if items: raise CourseError(f"TensorDL: item transforms are skipped by it, and there are {', '.join(type(o).__name__ for o in items)}. "
                                 "Use batch_tfms instead, or sz=(height, width) to resize")
 
+# %% ../nbs/00b_data.ipynb #58c2e9b7
+def _squished(after_item, sz):
+    "The same transforms, with a resizing to `sz` and no other (`new` hands on the transforms of another loader)"
+    fs = [o for o in after_item.fs if not isinstance(o, _Squish)]
+    return Pipeline(fs + ([_Squish(sz)] if sz else []), split_idx=after_item.split_idx)
+
 # %% ../nbs/00b_data.ipynb #589a6044
 class TensorDL(TfmdDL):
     "A `TfmdDL` that decodes pictures once and takes batches by index; lists under 50 are read as usual"
@@ -339,7 +434,7 @@ class TensorDL(TfmdDL):
         self.sz, self._tensors = sz, None
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
         _no_item_tfms(self.after_item)
-        if sz and not any(isinstance(o, _Squish) for o in self.after_item.fs): self.after_item.add(_Squish(sz))
+        self.after_item = _squished(self.after_item, sz)
 
     def tensors(self): # the whole dataset: bytes (n,c,h,w), and the targets
         "The decoded pictures and the targets; built at the first call"
@@ -360,7 +455,7 @@ class TensorDL(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         res = super().new(dataset, cls, **{'sz': self.sz, **kwargs})
-        if dataset is None or dataset is self.dataset: res._tensors = self._tensors
+        if (dataset is None or dataset is self.dataset) and res.sz == self.sz: res._tensors = self._tensors
         return res
 
 # %% ../nbs/00b_data.ipynb #8919bc3c
@@ -382,7 +477,9 @@ def at_hand(
     name:str,   # a name in the registry
     profile:str # `sample` or `full`
 ) -> Path|None: # where it lies; None when it would have to be made or fetched
-    "Look for a dataset without making or fetching anything"
-    folder = dataset(name).get('full', {}).get('folder', '-')
-    path = data_home()/'sample'/name if profile == 'sample' else fastai_cfg().path('data')/folder
-    return path if path.exists() else None
+    "Look for a dataset, or a part of it, without making or fetching anything; an empty folder is none"
+    card = dataset(name).get(profile)
+    if card is None: return None
+    path = data_home()/'sample'/name if profile == 'sample' else fastai_cfg().path('data')/card['folder']
+    if 'listed' in card and next(path.glob(card['listed']), None): return path # which is listed when it is used
+    return path if all(count_files(path, card['layout']).values()) else None
