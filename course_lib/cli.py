@@ -292,9 +292,9 @@ def data(
     profile:str=None # sample or full (default: settings.ini, or COURSE_PROFILE)
 ) -> int: # the number of datasets that could not be had
     "Make or fetch datasets, and say where they are and whose they are"
-    from course_lib.data import describe_data, registry
+    from course_lib.data import at_hand, describe_data, registry
     prof, line, rows, bad = active_profile(profile), LiveLine(), [], 0
-    todo = list(names) or [k for k,v in registry().items() if prof in v]
+    todo = list(names) or [k for k,v in registry().items() if prof in v and (prof == 'sample' or 'url' in v.full or at_hand(k, prof))]
     for i,name in enumerate(todo):
         line.show(f'{bar(i, len(todo))}  {name}, {i+1} of {len(todo)}')
         try: d = describe_data(name, prof)
@@ -513,7 +513,8 @@ def data_report() -> list: # rows: name, sample, full
     from course_lib.data import at_hand, registry
     def state(k, v, p):
         if p not in v or at_hand(k, p): return 'here' if p in v else '–'
-        return 'made on demand' if p == 'sample' else f"would download {_size(v.full['bytes'])}"
+        if p == 'sample': return 'made on demand'
+        return f"would download {_size(v.full['bytes'])}" if 'url' in v.full else 'bring your own copy'
     return [[k, state(k, v, 'sample'), state(k, v, 'full')] for k,v in registry().items()]
 
 def weights_at_hand() -> list: # file names

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from .crappify import apply, chain, downscale, file_bytes, filters, gaussian_blur, jpeg, open_photo, psnr
 from .data import get_data
+from .samples import known_files
 
 # %% ../nbs/03_crappify.ipynb #f9f14015
 def damage_of(
@@ -29,7 +30,7 @@ def _measured(fn):
     "An experiment: how far `fn` takes the lesson's photographs from themselves"
     def _f(cfg, seed):
         path = Path(get_data(cfg.dataset, cfg.profile))
-        files = sorted(o for o in path.rglob('*') if o.suffix in ('.jpg', '.png'))
+        files = known_files(sorted(o for o in path.rglob('*') if o.suffix in ('.jpg', '.png')))
         return damage_of(fn, files[::cfg.answers_every], seed)
     return _f
 

@@ -12,11 +12,10 @@ import os, time
 import torch, torch.nn.functional as F
 from torch import nn
 from functools import partial
-from fastai.vision.all import (CategoryBlock, Callback, DataBlock, GrandparentSplitter, ImageBlock,
-    MixedPrecision, Normalize, ParamScheduler, PILImage, RandTransform, SGD, SchedLin, TensorImage, combine_scheds,
-    get_image_files, parent_label)
+from fastai.vision.all import (CategoryBlock, Callback, DataBlock, GrandparentSplitter, ImageBlock, MixedPrecision,
+    Normalize, ParamScheduler, PILImage, RandTransform, SGD, SchedLin, TensorImage, combine_scheds, parent_label)
 from .core import CourseError, default_device, seed_everything
-from .data import TensorDL, get_data
+from .data import TensorDL, get_data, known_images
 from .models import channels_last, half_dtype, memory_layout
 from .resnet import course_learner
 
@@ -89,7 +88,7 @@ def cifar_dls(
 ): # fastai DataLoaders; a batch is (bs, 3, 32, 32) floats and (bs,) classes
     "CIFAR-10 as normalised batches that are made on the device"
     tfms = [ReflectCrop(4)] if batch_tfms is None else batch_tfms
-    block = DataBlock((ImageBlock(PILImage), CategoryBlock), get_items=get_image_files,
+    block = DataBlock((ImageBlock(PILImage), CategoryBlock), get_items=known_images,
         splitter=GrandparentSplitter('train', 'test'), get_y=parent_label)
     dls = block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=DeviceDL, device=default_device())
     n = len(dls.train_ds)

@@ -21,6 +21,7 @@ from .crappify import crappify_folder, crappy_name
 from .data import TensorDL, get_data
 from .models import channels_last
 from .resnet import course_learner
+from .samples import known_files
 from .unet import Unet, make_unet, unet_groups
 
 # %% ../nbs/04a_pairs.ipynb #d0cc4351
@@ -30,7 +31,7 @@ def pair_files(
 ) -> dict:            # good file → crappy file
     "Pairs by relative path; raises `CourseError` for a photograph without a crappy twin"
     twin = lambda p: Path(path_lr)/crappy_name(str(p.relative_to(path_hr)))
-    pairs = {p: twin(p) for p in sorted(Path(path_hr).glob(pattern))}
+    pairs = {p: twin(p) for p in known_files(sorted(Path(path_hr).glob(pattern)))}
     lost = [p.name for p,o in pairs.items() if not o.exists()]
     if not pairs: raise CourseError(f'{tell_path(path_hr)}: no file matches {pattern!r}. Expected photographs')
     if lost: raise CourseError(f'{tell_path(path_lr)}: no crappy twin of {lost[0]} ({len(lost)} of {len(pairs)}). Run crappify_folder again')

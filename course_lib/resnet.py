@@ -14,10 +14,9 @@ from .core import CourseError, default_device, runs_home, seed_everything
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock,
-    GrandparentSplitter, ImageBlock, LabelSmoothingCrossEntropyFlat, Learner, Normalize, PILImageBW,
-    accuracy, aug_transforms, get_image_files, parent_label)
-from .data import RandomPadCrop, TensorDL, get_data
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
+    LabelSmoothingCrossEntropyFlat, Learner, Normalize, PILImageBW, accuracy, aug_transforms, parent_label)
+from .data import RandomPadCrop, TensorDL, get_data, known_images
 from .models import channels_last
 
 # %% ../nbs/01_mnist_resnet.ipynb #294accff
@@ -28,7 +27,7 @@ def mnist_dls(
 ): # fastai DataLoaders; a batch is (bs, 1, 28, 28) floats and (bs,) classes
     "The digits as normalised batches, randomly padded in training"
     tfms = [RandomPadCrop(3)] if batch_tfms is None else batch_tfms
-    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files,
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=known_images,
         splitter=GrandparentSplitter('training', 'testing'), get_y=parent_label, batch_tfms=[*tfms, Normalize()])
     dls = block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
     if len(dls.train): return dls

@@ -15,16 +15,19 @@ from torch import nn
 from .core import seed_everything
 from .data import get_data
 from .feature_loss import gram_matrix
-from .style import (Canvas, block_ends, content_term, features, keep_colours, match_colours, open_picture, optimise,
-    picture_batch, picture_loss, relative_error, soft_noise, style_judge, style_terms, transfer_loss)
+from .samples import known_files
+from course_lib.style import (Canvas, block_ends, content_term, features, keep_colours, match_colours, open_picture, optimise,
+    picture_batch, picture_loss, relative_error, soft_noise, style_files, style_judge, style_terms,
+    transfer_loss)
 
 # %% ../nbs/08a_style_experiments.ipynb #d6de3745
 def _parts(cfg, seed):
     "The lesson's pictures, judge and start, on the default device"
     path = Path(get_data(cfg.dataset, cfg.profile))
     load = lambda o: picture_batch(open_picture(o, 1024), (cfg.style_px, cfg.style_px))
-    style = [load(o) for o in sorted(path.glob('style_*'), key=lambda o: cfg.style_name not in o.name)]
-    content = load(next(iter(sorted(path.glob(f'content_{cfg.content_name}.*')))))
+    named = {o.stem: o for o in style_files(path, cfg)}
+    style = [load(o) for k,o in sorted(named.items(), key=lambda o: o[0] != f'style_{cfg.style_name}') if k.startswith('style_')]
+    content = load(named[f'content_{cfg.content_name}'])
     seed_everything(seed)
     net = style_judge(cfg.arch, cfg.pretrained, torch.cat([content, style[0]]))[0]
     return net, content, style[0], style[1], soft_noise(content.shape[-2:], 8, seed)
@@ -105,7 +108,7 @@ def train_painter(
 
 # %% ../nbs/08a_style_experiments.ipynb #5d2409e0
 def _patches(cfg):
-    files = sorted((Path(get_data('photos', 'sample'))/'train').rglob('*.png'))
+    files = known_files(sorted((Path(get_data('photos', 'sample'))/'train').rglob('*.png')))
     return torch.cat([picture_batch(open_picture(o), (cfg.style_px, cfg.style_px)) for o in files])
 
 # %% ../nbs/08a_style_experiments.ipynb #4d54336a

@@ -1,10 +1,11 @@
 "Full datasets are whole or refused: a small one of three files, and everything that can be wrong with it"
-import hashlib, http.server, io, os, socket, tarfile, threading
+import hashlib, http.server, io, os, re, shutil, socket, tarfile, tempfile, threading, zipfile
+from pathlib import Path
 import pytest
 from fastai.vision.all import AttrDict, Config
 from course_lib import data
 from course_lib.core import CourseError
-from course_lib.data import full_data
+from course_lib.data import full_data, registry
 
 layout = {'train/*.txt': 2, 'valid/*.txt': 1}
 good = ['toy/train/1.txt', 'toy/train/2.txt', 'toy/valid/3.txt']
@@ -241,3 +242,179 @@ def test_no_full_version():
 
 def test_unknown_dataset():
     with pytest.raises(CourseError, match='mnist'): data.dataset('nosuch')
+
+
+# ---- archives that should not be unpacked
+
+def member(name, text=b'x', **kwargs):
+    info = tarfile.TarInfo(name)
+    info.size = len(text)
+    for k,v in kwargs.items(): setattr(info, k, v)
+    return info, io.BytesIO(text)
+
+def tar_of(*members):
+    f = io.BytesIO()
+    with tarfile.open(fileobj=f, mode='w:gz') as t:
+        for o in (*map(member, good), *members): t.addfile(*o)
+    return f.getvalue()
+
+def zip_of(*members):
+    f = io.BytesIO()
+    with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z:
+        for name, text, mode in (*((o, b'x', 0) for o in good), *members):
+            info = zipfile.ZipInfo(name)
+            info.external_attr, info.compress_type = mode << 16, zipfile.ZIP_DEFLATED
+            z.writestr(info, text)
+    return f.getvalue()
+
+link, hard, fifo, device = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE
+evil = {
+    'tgz, upwards': tar_of(member('../../evil.txt')), 'tgz, up in the middle': tar_of(member('toy/train/../../../../evil.txt')),
+    'tgz, absolute': tar_of(member('/tmp/evil.txt')), 'tgz, a drive': tar_of(member('C:/evil.txt')), 'tgz, backslashes': tar_of(member('..\\..\\evil.txt')),
+    'tgz, link out': tar_of(member('toy/up', b'', type=link, linkname='../../..'), member('toy/up/evil.txt')),
+    'tgz, absolute link': tar_of(member('toy/root', b'', type=link, linkname='/etc'), member('toy/root/evil.txt')),
+    'tgz, hard link out': tar_of(member('toy/up', b'', type=hard, linkname='../../../secret')),
+    'tgz, pipe': tar_of(member('toy/pipe', b'', type=fifo)), 'tgz, device': tar_of(member('toy/null', b'', type=device, devmajor=1, devminor=3)),
+    'tgz, bomb': tar_of(*[member(f'toy/{i}', bytes(60_000_000)) for i in range(5)]), 'tgz, many': tar_of(*[member(f'toy/{i}', b'') for i in range(10_100)]),
+    'zip, upwards': zip_of(('../../evil.txt', b'x', 0)), 'zip, absolute': zip_of(('/tmp/evil.txt', b'x', 0)), 'zip, backslashes': zip_of(('..\\evil.txt', b'x', 0)),
+    'zip, link out': zip_of(('toy/up', b'../../..', 0o120777)), 'zip, device': zip_of(('toy/null', b'', 0o020666)),
+    'zip, bomb': zip_of(*[(f'toy/{i}', bytes(60_000_000), 0) for i in range(5)]), 'zip, many': zip_of(*[(f'toy/{i}', b'', 0) for i in range(10_100)])}
+
+@pytest.mark.parametrize('kind', evil)
+def test_evil_archive(home, toy, kind, tmp_path):
+    "Refused with one line that names the archive; nothing is left, inside or outside"
+    arch = f"toy.{kind.split(',')[0]}"
+    (home/'archive'/arch).write_bytes(evil[kind])
+    (tmp_path/'secret').write_text('secret')
+    toy(f'{closed_port()}/{arch}', archive=arch, bytes=9_000_000)
+    with pytest.raises(CourseError, match='is refused') as e: full_data('toy')
+    assert str(home/'archive'/arch) in str(e.value) and '\n' not in str(e.value)
+    assert left(home) == [f'archive/{arch}'] and folders(home) == []
+    assert not [o for o in (tmp_path.parent, tmp_path, home, home/'data', Path('/tmp'), Path('/etc')) if (o/'evil.txt').exists() or (o/'..\\evil.txt').exists()]
+    assert (tmp_path/'secret').read_text() == 'secret'
+
+
+def test_harmless_archives(home, toy):
+    "The same ways of making them without the evil member, a link that stays inside, and a zip with macOS's folder beside"
+    good_ones = dict(tgz=tar_of(member('toy/again', b'', type=link, linkname='valid/3.txt'), member('./toy/more.txt')),
+                     zip=zip_of(('__MACOSX/toy/._train', b'', 0), ('toy/link', b'train/1.txt', 0o120777), ('toy/empty/', b'', 0o040755)))
+    for end, arch in good_ones.items():
+        (home/'archive'/f'toy.{end}').write_bytes(arch)
+        toy(f'{closed_port()}/toy.{end}')
+        full_data('toy')
+        assert {'train', 'valid'} <= {o.name for o in (home/'data'/'toy').iterdir()}
+        shutil.rmtree(home/'data'/'toy')
+
+
+def test_unpacked_beside_its_destination(home, carried, monkeypatch):
+    "Nothing goes through the system's temporary folder, which may be small"
+    carried(tgz(good))
+    for o in ('TemporaryDirectory', 'mkdtemp', 'mkstemp', 'NamedTemporaryFile'): monkeypatch.setattr(tempfile, o, lambda *a, **k: pytest.fail('a temporary folder'))
+    unpacked(home)
+
+
+def test_whole_checksum(home, toy):
+    "A byte changed behind the first megabyte, which fastai's checksum does not see"
+    arch = bytearray(tgz([*good, *[f'toy/more/{i}' for i in range(400)]]))
+    assert len(arch) > 2**20+10_000
+    known_all = {**known(bytes(arch)), 'sha256': hashlib.sha256(arch).hexdigest()}
+    toy(closed_port()+'/toy.tgz', **known_all)
+    arch[-5000] ^= 1
+    carry(home, bytes(arch))
+    refused(home, 'checksum', known_all['sha256'], carried=True)
+    arch[-5000] ^= 1
+    carry(home, bytes(arch))
+    full_data('toy')
+
+
+def test_trusted_on_first_use(home, carried):
+    "An archive that has served is known by its checksum from then on, and another one under its name is refused"
+    arch = tgz(good)
+    carried(arch)
+    unpacked(home)
+    note = home/'archive'/'toy.tgz.sha256'
+    assert note.read_text() == f'{hashlib.sha256(arch).hexdigest()}  toy.tgz\n'
+    shutil.rmtree(home/'data'/'toy')
+    carried(tgz(good))
+    with pytest.raises(CourseError, match='toy.tgz.sha256'): full_data('toy')
+    note.unlink()
+    unpacked(home)
+
+
+def test_nothing_is_noted_of_an_archive_that_did_not_serve(home, carried):
+    carried(tgz(good[1:]))
+    refused(home, 'train/*.txt', carried=True)
+
+
+# ---- folders that are there and are no dataset
+
+def test_empty_folder_is_filled(home, toy, serve):
+    "As if there were none; a link to an empty folder is filled where it leads"
+    (home/'data'/'toy').mkdir()
+    assert data.at_hand('mnist', 'full') is None
+    toy(serve(tgz(good)))
+    assert data.at_hand('toy', 'full') is None
+    unpacked(home)
+    assert data.at_hand('toy', 'full') == home/'data'/'toy'
+
+
+def test_linked_folder(home, toy, serve, tmp_path):
+    (tmp_path/'disk').mkdir()
+    (home/'data'/'toy').symlink_to(tmp_path/'disk')
+    toy(serve(tgz(good)))
+    assert full_data('toy') == home/'data'/'toy' and (home/'data'/'toy').is_symlink()
+    assert sorted(o.name for o in (tmp_path/'disk').iterdir()) == ['train', 'valid']
+    assert not [o for o in tmp_path.iterdir() if o.name.startswith('.') and o.is_dir()]
+
+
+def test_link_to_nowhere(home, toy):
+    "A disk that is not mounted is no reason to fetch gigabytes"
+    (home/'data'/'toy').symlink_to('/nowhere/toy')
+    toy(closed_port()+'/toy.tgz')
+    with pytest.raises(CourseError, match='link to /nowhere/toy') as e: full_data('toy')
+    assert '\n' not in str(e.value) and data.at_hand('toy', 'full') is None
+
+
+def test_half_a_folder_is_not_at_hand(home, copy):
+    "Where a pattern matches nothing, `course doctor` does not say that the set is here"
+    copy(good[:2])
+    assert data.at_hand('toy', 'full') is None
+
+
+def test_a_list_made_too_early(home, toy):
+    "A list that was written when the folder was empty is written again"
+    toy(closed_port()+'/toy.tgz', listed='**/*.jpg', layout={'files.csv': 3})
+    (home/'data'/'toy'/'a').mkdir(parents=True)
+    with pytest.raises(CourseError, match='0 files'): full_data('toy')
+    for i in range(3): (home/'data'/'toy'/'a'/f'{i}.jpg').touch()
+    assert data.at_hand('toy', 'full') and full_data('toy') == home/'data'/'toy'
+    assert (home/'data'/'toy'/'files.csv').read_text().split() == ['a/0.jpg', 'a/1.jpg', 'a/2.jpg']
+
+
+def test_no_folder_to_put_it_in(home, toy):
+    "A file in the place of fastai's data folder"
+    shutil.rmtree(home/'data'); (home/'data').write_text('')
+    toy(closed_port()+'/toy.tgz')
+    with pytest.raises(CourseError, match='FASTAI_HOME') as e: full_data('toy')
+    assert '\n' not in str(e.value)
+
+
+# ---- what the registry says
+
+def test_what_states_no_licence_is_not_fetched(home, course):
+    "Its line says where a copy goes; one that lies there is used"
+    with pytest.raises(CourseError, match='licence.*Bring a copy') as e: full_data('daisy2sunflower')
+    dest = home/'data'/'daisy2sunflower'
+    assert str(dest) in str(e.value) and 'trainA' in str(e.value) and '\n' not in str(e.value)
+    assert 'bring your own copy' in course('doctor').stdout
+    for k in registry()['daisy2sunflower']['full']['layout']: (dest/k).parent.mkdir(parents=True); (dest/k.replace('*', '1')).touch()
+    assert full_data('daisy2sunflower') == dest
+
+
+def test_every_address_is_pinned():
+    "An archive of a repository is one commit's; what fastai does not know has a checksum or is said to be estimated"
+    for name,card in registry().items():
+        full = card.get('full', {})
+        if 'url' not in full: continue
+        if 'github.com' in full['url']: assert re.search(r'/archive/[0-9a-f]{40}\.zip$', full['url']), name
+        assert full.get('sha256') or full.get('estimated') or hasattr(data.URLs, full['url']), name

@@ -1,11 +1,12 @@
 "Samples are made once and whole, whoever asks and whatever goes wrong, and the same on every machine"
-import signal, subprocess, sys, time
+import inspect, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 import pytest
 from PIL import Image
-from course_lib.core import CourseError
-from course_lib.data import check_layout, registry
-from course_lib.samples import make_sample, pixels_digest, sample, samples
+from course_lib import samples as samples_module
+from course_lib.core import CourseError, data_home, lesson_settings, lessons
+from course_lib.data import check_layout, count_files, get_data, registry
+from course_lib.samples import known_files, make_sample, pixels_digest, sample, sample_stamp, samples
 
 names = [k for k,v in registry().items() if 'sample' in v]
 
@@ -167,3 +168,170 @@ def test_human_numbers():
     assert sum(len(o.split())+1 for o in lines) == 13_017
     assert lines[0].strip() == 'eight thousand one' and lines[-1].strip() == 'nine thousand nine hundred ninety nine'
     assert len((make_sample('human_numbers')/'train.txt').read_text().splitlines()) == 7_999
+
+
+# ---- a reader's files
+
+def a_sample(monkeypatch, tmp_path, text='a', **kwargs):
+    register(monkeypatch, text, **kwargs)
+    return make_sample('toy', tmp_path)
+
+
+def test_readers_files_stay(tmp_path, monkeypatch, capsys):
+    "A file and a folder that the course did not make outlive a new version, are told once, and are not taken for the sample's"
+    path = a_sample(monkeypatch, tmp_path)
+    (path/'mine').mkdir()
+    for o in ('mine.jpg', 'mine/too.jpg'): (path/o).write_text('my own')
+    stat = (path/'x.txt').stat()
+    assert a_sample(monkeypatch, tmp_path) == path and (path/'x.txt').stat().st_mtime_ns == stat.st_mtime_ns # not made anew for it
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and 'mine.jpg and 1 more' in said and 'folder of your own' in said
+    a_sample(monkeypatch, tmp_path, 'b', version=2)
+    assert (path/'x.txt').read_text() == 'b' and all((path/o).read_text() == 'my own' for o in ('mine.jpg', 'mine/too.jpg'))
+    assert capsys.readouterr().out == ''
+    assert known_files(sorted(path.rglob('*.*'))) == [path/'x.txt'] and known_files([tmp_path/'else.txt']) == [tmp_path/'else.txt']
+
+
+def test_lost_file_beside_a_readers(tmp_path, monkeypatch):
+    "A lost file is made again although the number of files is right"
+    path = a_sample(monkeypatch, tmp_path)
+    (path/'x.txt').unlink()
+    (path/'mine.jpg').write_text('my own')
+    a_sample(monkeypatch, tmp_path)
+    assert (path/'x.txt').read_text() == 'a' and (path/'mine.jpg').read_text() == 'my own'
+
+
+def test_changed_file_is_kept_aside(tmp_path, monkeypatch, capsys):
+    "A picture of ours with another in its place is somebody's work"
+    path = a_sample(monkeypatch, tmp_path)
+    for i in (1, 2):
+        (path/'x.txt').write_text(f'my own {i}')
+        a_sample(monkeypatch, tmp_path, 'b', version=i+1)
+        assert (path/'x.txt').read_text() == 'b' and (path/f'x.txt.yours{i}').read_text() == f'my own {i}'
+        assert f'x.txt.yours{i}' in capsys.readouterr().out
+
+
+def test_file_of_an_older_version_goes(tmp_path, monkeypatch):
+    "What the course made and makes no more is removed, unless somebody changed it"
+    def two(path): (path/'old').mkdir(); [(path/'old'/o).write_text('old') for o in ('1.txt', '2.txt')]
+    monkeypatch.setattr('course_lib.samples.samples', {})
+    sample('toy')(two)
+    path = make_sample('toy', tmp_path)
+    (path/'old'/'2.txt').write_text('my own')
+    a_sample(monkeypatch, tmp_path)
+    assert sorted(o.relative_to(path).as_posix() for o in path.rglob('*.txt')) == ['old/2.txt', 'x.txt']
+
+
+def test_stamp_of_old(tmp_path, monkeypatch):
+    "A sample whose stamp has a number and no list is brought over; with a file too many, nothing of it is lost"
+    for extra in (False, True):
+        path = a_sample(monkeypatch, tmp_path)
+        (path/'.stamp.json').write_text('{"stamp": "toy-1-0123456789ab", "files": 1}')
+        (path/'x.txt').write_text('from an older version')
+        if extra: (path/'mine.txt').write_text('my own')
+        a_sample(monkeypatch, tmp_path)
+        assert (path/'x.txt').read_text() == 'a'
+        kept = {'mine.txt': 'my own', 'x.txt.yours1': 'from an older version'} if extra else {}
+        assert {o.name: o.read_text() for o in path.glob('[!.]*')} == {'x.txt': 'a', **kept}
+
+
+def test_linked_sample(tmp_path, monkeypatch):
+    "A sample folder that is a link, to a folder that is there or not yet, is filled where it lies"
+    (tmp_path/'disk').mkdir(); (tmp_path/'home').mkdir()
+    (tmp_path/'home'/'toy').symlink_to(tmp_path/'disk'/'toy')
+    for version in (1, 2):
+        register(monkeypatch, 'a', version=version)
+        assert (make_sample('toy', tmp_path/'home')/'x.txt').read_text() == 'a'
+        assert (tmp_path/'home'/'toy').is_symlink() and (tmp_path/'disk'/'toy'/'x.txt').exists()
+
+
+def test_no_folder_to_make_it_in(tmp_path, monkeypatch):
+    "A file where the folder should be: one line that says what to do"
+    register(monkeypatch, 'a')
+    (tmp_path/'toy').write_text('a file')
+    with pytest.raises(CourseError, match='COURSE_DATA') as e: make_sample('toy', tmp_path)
+    assert '\n' not in str(e.value) and (tmp_path/'toy').read_text() == 'a file'
+
+
+kit = '''
+from functools import partial
+size = 3
+'''
+toys = '''
+from course_lib.samples import make_sample, sample
+@sample('toy')
+def make_toy(path):
+    from .kit import size
+    (path/'x.txt').write_text('x'*size)
+'''
+use = "import sys; from pathlib import Path; import toys.maker; from course_lib.samples import make_sample; make_sample('toy', Path(sys.argv[1]))"
+
+def test_stamp_covers_what_the_maker_draws_with(tmp_path, python):
+    "A number in a module that the maker imports: another sample"
+    (tmp_path/'toys').mkdir()
+    for name,code in (('__init__', ''), ('kit', kit), ('maker', toys)): (tmp_path/'toys'/f'{name}.py').write_text(code)
+    env = dict(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]), PYTHONDONTWRITEBYTECODE='1')
+    made = lambda: python(use, tmp_path/'home', **env).check_returncode() or (tmp_path/'home'/'toy'/'x.txt')
+    assert made().read_text() == 'xxx'
+    before = made().stat().st_mtime_ns
+    assert made().stat().st_mtime_ns == before
+    (tmp_path/'toys'/'kit.py').write_text(kit.replace('3', '5'))
+    assert made().read_text() == 'xxxxx'
+
+
+@pytest.mark.parametrize('name', names)
+def test_stamp_covers_the_whole_module(name, monkeypatch):
+    "Any line of the module that draws, however far from the maker"
+    make, read = samples[name], inspect.getsource
+    monkeypatch.setattr(samples_module, '_drawing', samples_module._drawing.__wrapped__)
+    before = sample_stamp(make)
+    changed = lambda o: read(o) + ('\n# changed' if inspect.ismodule(o) and o.__name__ == make.__module__ else '')
+    monkeypatch.setattr(samples_module.inspect, 'getsource', changed)
+    assert sample_stamp(make) != before
+
+
+# ---- the lessons' readers beside a reader's files
+
+def lessons_items():
+    "What each lesson reads of its sample: lesson → files, in some order"
+    from course_lib import cyclegan, darknet, pairs, resnet, segment, style, style_experiments, wgan
+    cfg = {o: lesson_settings(o, 'sample') for o in lessons()}
+    ten, one = (f(get_data(d, 'sample'), 16) for f,d in ((darknet.cifar_dls, 'cifar10'), (resnet.mnist_dls, 'mnist')))
+    unpaired = cyclegan.UnalignedDataset(get_data('horse2zebra', 'sample'), 'train', 48, 48)
+    res = {'01': [o for d in one for o in d.items], '10': [o for d in ten for o in d.items], '07': unpaired.files_a+unpaired.files_b,
+           '02': sum(segment.scene_files(get_data('camvid12', 'sample')).values(), []), '06': wgan.listed_pictures(get_data('bedrooms', 'sample')),
+           '08': style.style_files(get_data('style_images', 'sample'), cfg['08_style_transfer'])}
+    photos = get_data('photos', 'sample')
+    twins = data_home()/'twins'
+    for o in photos.glob('*/*/*.png'): (twins/o.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True); (twins/o.relative_to(photos)).touch()
+    return {**res, '04': list(pairs.pair_files(photos, twins, cfg['04_gan_superres'].files)), 'patches': len(style_experiments._patches(cfg['08_style_transfer']))}
+
+
+def test_lessons_read_their_own_files(data_folder, tmp_path, monkeypatch):
+    "A photograph in every folder of every sample: no lesson stops, none takes it for its own, and all of them are still there afterwards"
+    for name in names: make_sample(name)
+    shutil.copytree(data_folder/'sample', tmp_path/'data'/'sample', ignore=lambda *_: ['truth'])
+    monkeypatch.setenv('COURSE_DATA', str(tmp_path/'data'))
+    before = lessons_items()
+    counts = {o: count_files(get_data(o, 'sample'), registry()[o]['sample']['layout']) for o in names}
+    mine = []
+    for d in [o for name in names for o in [tmp_path/'data'/'sample'/name, *(tmp_path/'data'/'sample'/name).rglob('*')] if o.is_dir()]:
+        (d/'mine').mkdir()
+        mine += [d/f'{o}.{e}' for o in ('content_mine', 'style_mine', 'mine/1', 'mine') for e in ('jpg', 'png')]
+    for o in mine: Image.new('RGB', (70, 50), 'red').save(o)
+    assert lessons_items() == before
+    assert counts == {o: count_files(get_data(o, 'sample'), registry()[o]['sample']['layout']) for o in names}
+    assert all(o.exists() for o in mine)
+
+
+def test_lesson_08_takes_what_a_setting_names(data_folder, tmp_path):
+    "A painting of the reader's beside the sample's own, and one line where there is none of that name"
+    from course_lib.style import style_files
+    path = shutil.copytree(make_sample('style_images'), tmp_path/'own')
+    own = sorted(o.name for o in path.glob('*_*'))
+    Image.new('RGB', (70, 50), 'red').save(path/'style_mine.jpg')
+    cfg = lesson_settings('08', 'sample')
+    assert [o.name for o in style_files(path, cfg)] == own
+    assert [o.name for o in style_files(path, {**cfg, 'style_name': 'mine'})] == sorted([*own, 'style_mine.jpg'])
+    with pytest.raises(CourseError, match='style_name = nobody.*night') as e: style_files(path, {**cfg, 'style_name': 'nobody'})
+    assert '\n' not in str(e.value)

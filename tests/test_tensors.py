@@ -1,10 +1,12 @@
 "Decoded pictures are never out of date, and batches taken from them are fastai's own"
 import os, subprocess, sys
+from functools import partial
+from types import SimpleNamespace
 import pytest, torch
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, PILImageBW, Resize, TensorImageBW, TfmdDL, get_image_files,
     parent_label)
 from PIL import Image
-from course_lib.core import CourseError
+from course_lib.core import CourseError, code_key
 from course_lib.data import RandomPadCrop, TensorDL, get_data, image_cache, random_crop
 
 
@@ -115,6 +117,90 @@ def test_two_processes_at_once(pics, tmp_path):
     assert len((tmp_path/'opened').read_text()) == 5
 
 
+def test_edited_opener(pics, tmp_path):
+    "Every lambda has the same name: the code counts, a default, what it closes over, and a function that it calls"
+    opened = lambda f: greys(image_cache(pics, f, home=tmp_path/'cache'))
+    plus = lambda im, n: im.point(lambda v: v+n)
+    def closing(n): return lambda f: plus(PILImageBW.create(f), n)
+    def default(f, n=3): return plus(PILImageBW.create(f), n)
+    assert opened(lambda f: PILImageBW.create(f)) == [0, 10, 20, 30]
+    assert opened(lambda f: plus(PILImageBW.create(f), 1)) == [1, 11, 21, 31]
+    assert opened(closing(2)) == [2, 12, 22, 32]
+    assert opened(default) == [3, 13, 23, 33]
+    default.__defaults__ = 4,
+    assert opened(default) == [4, 14, 24, 34]
+    assert opened(partial(default, n=5)) == [5, 15, 25, 35]
+    plus = lambda im, n: im.point(lambda v: v+n+100)
+    assert opened(default) == [104, 114, 124, 134]
+
+
+edited = '''
+import sys
+from pathlib import Path
+from PIL import Image
+from fastai.vision.all import PILImage
+from course_lib.data import image_cache
+import helper
+class Base(PILImage):
+    @classmethod
+    def create(cls, f): (Path(sys.argv[1])/'opened').open('a').write('x'); return cls(Image.open(f).convert('RGB').point(lambda v: v+1))
+class Photo(Base):
+    @classmethod
+    def create(cls, f): return helper.change(super().create(f))
+files = sorted(Path(sys.argv[1]).glob('*.bmp'))
+print([int(o) for o in image_cache(files, Photo.create, home=Path(sys.argv[1])/'cache')[:, 0, 0, 0]])
+'''
+helper = 'add = 0\ndef change(im): return im.point(lambda v: v+add)\n'
+
+def test_edited_class_in_another_process(pics, tmp_path, python):
+    "A method of its base, and a constant beside a function of another file; without an edit nothing is opened again"
+    def run(code, help):
+        (tmp_path/'helper.py').write_text(help)
+        res = python(code, tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]), PYTHONDONTWRITEBYTECODE='1')
+        return res.stdout.strip().splitlines()[-1]
+    opened = lambda: len((tmp_path/'opened').read_text())
+    assert run(edited, helper) == '[1, 11, 21, 31]'
+    n = opened()
+    assert run(edited, helper) == '[1, 11, 21, 31]' and opened() == n
+    assert run(edited.replace('v+1', 'v+2'), helper) == '[2, 12, 22, 32]'
+    assert run(edited.replace('v+1', 'v+2'), helper.replace('add = 0', 'add = 5')) == '[7, 17, 27, 37]'
+
+
+def test_openers_of_the_lessons_have_one_key_in_every_process(python):
+    "And so have functions, methods, partials and classes of libraries: else caches would be built for every run"
+    code = ("from functools import partial; from course_lib.core import code_key; from course_lib import pairs, wgan; from fastai.vision.all import *\n"
+            "print([code_key(o) for o in (pairs.SquarePhoto.create, wgan.open_square, PILMask.create, PILImage.create, partial(PILImage.create, mode='L'), pairs.InputUnet)])")
+    one, two = (python(code, PYTHONHASHSEED=o).stdout.splitlines()[-1] for o in '12')
+    assert one == two and len(set(eval(one))) == 6
+
+
+def test_what_cannot_be_looked_into_is_always_new():
+    gen = (i for i in range(3))
+    assert code_key(lambda f: next(gen)) != code_key(lambda f: next(gen))
+
+
+@pytest.mark.parametrize('name', ['x.npy', 'stats.npy', 'code'])
+@pytest.mark.parametrize('keep', [0, 1, .5, 'other'])
+def test_damaged_cache_is_built_again(cache, pics, tmp_path, name, keep):
+    "Cut off to nothing, to a byte, to a half, or another thing"
+    cache(pics)
+    f, = (tmp_path/'cache').glob(f'*/{name}')
+    whole = f.read_bytes()
+    f.write_bytes(b'PK\3\4 something else' if keep == 'other' else whole[:keep if isinstance(keep, int) else len(whole)//2])
+    n = len(cache.opened)
+    assert greys(cache(pics)) == [0, 10, 20, 30] and len(cache.opened) > n
+    assert f.read_bytes() == whole
+    n = len(cache.opened)
+    assert greys(cache(pics)) == [0, 10, 20, 30] and len(cache.opened) == n
+
+
+def test_no_room_for_a_cache(cache, pics, tmp_path, monkeypatch):
+    "One line before anything is written: a mapped file on a full disk would end the process"
+    monkeypatch.setattr('course_lib.data.shutil.disk_usage', lambda _: SimpleNamespace(free=10))
+    with pytest.raises(CourseError, match='COURSE_DATA') as e: cache(pics)
+    assert '\n' not in str(e.value) and not [o for o in (tmp_path/'cache').iterdir() if o.is_dir()]
+
+
 # ---- batches taken from tensors
 
 @pytest.fixture
@@ -175,3 +261,16 @@ def test_crops_in_training_only(digits):
 
 def test_item_transforms_are_refused(digits):
     with pytest.raises(CourseError, match='Resize.*batch_tfms'): digits(TensorDL, item_tfms=Resize(14))
+
+
+def test_new_size(digits):
+    "Another loader on the same pictures has its own size, few or many of them, and the old one keeps its"
+    dl = digits(TensorDL).valid
+    shape = lambda o: tuple(o.one_batch()[0].shape[-2:])
+    assert shape(dl) == (28, 28)
+    small = dl.new(sz=(14, 14))
+    assert shape(small) == (14, 14) and shape(dl) == (28, 28) and shape(small.new()) == (14, 14)
+    assert shape(small.new(sz=(7, 21))) == (7, 21) and shape(small.new(sz=None)) == (28, 28) and shape(small) == (14, 14)
+    few = digits(TensorDL).test_dl(dl.items[:5])
+    assert [shape(o) for o in (few.new(sz=(14, 14)), few.new(sz=(14, 14)).new(sz=(7, 21)), few)] == [(14, 14), (7, 21), (28, 28)]
+    assert dl.new()._tensors is dl._tensors # not decoded again
