@@ -6,13 +6,13 @@
 __all__ = ['imagenet_weights', 'torchvision_encoder', 'picture_bytes', 'bs_that_fits', 'free_memory', 'card_bs', 'tell_memory']
 
 # %% ../nbs/00c_models.ipynb #ad6bf900
-import copy, hashlib, os
+import copy, hashlib
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from torch import nn
 from fastdownload.core import download_url
-from .core import CourseError, default_device, tell_path
+from .core import CourseError, atomic_path, default_device, tell_path
 
 # %% ../nbs/00c_models.ipynb #e04ed9c7
 def imagenet_weights(
@@ -40,14 +40,10 @@ def _no_weights(arch, pretrained, why):
 
 def _fetch_weights(url, file, timeout):
     "Download beside the final name, check the hash that the name carries, rename"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
-    try:
+    with atomic_path(file) as part:
         download_url(url, part, timeout=timeout, show_progress=False)
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         if not digest.startswith(file.stem.split('-')[-1]): raise OSError('the file is damaged')
-        part.replace(file)
-    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/00c_models.ipynb #ea21ab2c
 def torchvision_encoder(
