@@ -9,13 +9,15 @@ __all__ = ['commands', 'LiveLine', 'bar', 'find_notebook', 'explain_error', 'ker
            'crappify', 'restore', 'fit_box', 'style', 'memory_gb', 'data_report', 'weights_at_hand', 'doctor', 'course']
 
 # %% ../nbs/90_cli.ipynb #d3423225
-import base64, copy, importlib, json, os, re, shutil, signal, subprocess, sys, tempfile, textwrap, time
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
 from .core import (CourseError, active_profile, clone_root, default_device, device_name, expected_minutes,
-    find_lesson, header, lesson_settings, lessons, load_answers, load_results, md_rows, read_settings, runs_home, save_answer,
-    settings_files, tell_path, versions, write_atomic)
+    find_lesson, header, lesson_settings, lessons, load_answers, load_results, md_rows, read_settings, runs_home,
+    save_answer, settings_files, tell_path, versions, write_atomic, MadeHere, answers_files, check_folder, no_room,
+    not_there, read_json)
+import atexit, base64, codecs, copy, importlib, itertools, json, os, re, shutil, signal, sys, tempfile, textwrap, threading, time
+from contextlib import contextmanager
 
 # %% ../nbs/90_cli.ipynb #a5349db7
 class LiveLine:
@@ -72,11 +74,19 @@ def explain_error(
 
 # %% ../nbs/90_cli.ipynb #017233ac
 def kernel_env(profile, runs):
-    "The environment a lesson's kernel runs in"
-    return {**os.environ, 'COURSE_PROFILE': profile, 'COURSE_RUNS': str(runs), 'JUPYTER_PREFER_ENV_PATH': '1',
+    "The environment a lesson's kernel runs in: figures go into the notebook, and text is UTF-8, whatever the terminal likes"
+    return {**os.environ, 'COURSE_PROFILE': profile, 'COURSE_RUNS': str(runs), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYTHONUTF8': '1',
+            'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
             'PYTHONWARNINGS': os.environ.get('PYTHONWARNINGS') or 'ignore::FutureWarning:torch.jit._script'}
 
 # %% ../nbs/90_cli.ipynb #e16aa0ff
+@contextmanager
+def _kernel_files():
+    "Settings for a kernel that is spoken to through files, not through open ports; the names of such files must be short"
+    short = next((o for o in (tempfile.gettempdir(), '/tmp') if len(os.fsencode(o)) < 80 and os.access(o, os.W_OK)), None)
+    with tempfile.TemporaryDirectory(dir=short, ignore_cleanup_errors=True) as d:
+        yield {'connection_file': f'{d}/k.json', **({'transport': 'ipc', 'ip': f'{d}/k'} if short else {})}
+
 def execute(
     nb,            # a notebook (nbformat); its outputs are filled in
     folder:Path,   # where the kernel works
@@ -87,25 +97,42 @@ def execute(
     from nbclient import NotebookClient
     from traitlets.config import Config
     os.environ['JUPYTER_PREFER_ENV_PATH'] = '1'
-    with tempfile.TemporaryDirectory() as d: # the kernel is spoken to through files here, not through open ports
-        client = NotebookClient(nb, timeout=None, kernel_name='python3', store_widget_state=False, resources={'metadata': {'path': str(folder)}},
-            config=Config({'KernelManager': {'transport': 'ipc', 'ip': f'{d}/k'}}))
+    with _kernel_files() as files:
+        client = NotebookClient(nb, timeout=None, kernel_name='python3', store_widget_state=False,
+            resources={'metadata': {'path': str(folder)}}, config=Config({'KernelManager': files}))
+        client.on_notebook_start = lambda notebook: client.kc.hb_channel.stop() # its thread opens sockets while others are closed
         if each: client.on_cell_start = lambda cell, cell_index: each(cell_index, len(nb.cells))
-        with ThreadPoolExecutor(1) as ex:
-            job = ex.submit(client.execute, env=env)
-            try: job.result()
-            except KeyboardInterrupt:
-                _kill_kernel(client, job)
-                raise
+        _in_thread(client, env)
 
 # %% ../nbs/90_cli.ipynb #c7de995d
-def _kill_kernel(client, job):
-    while not job.done():
-        pid = getattr(getattr(client.km, 'provisioner', None), 'pid', None)
+_ctrl_c = threading.Event() # it was pressed
+
+def _in_thread(client, env):
+    "Let a client execute its notebook; on Ctrl-C the kernel is ended"
+    over, errors = threading.Event(), []
+    def work():
+        try: client.execute(env=env)
+        except BaseException as e: errors.append(e)
+        finally: over.set()
+    try:
+        threading.Thread(target=work, daemon=True).start()
+        while not over.wait(.2):
+            if _ctrl_c.is_set(): raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        _kill_kernel(client, over)
+        raise
+    finally: atexit.unregister(client._cleanup_kernel)
+    if errors: raise errors[0]
+
+def _kill_kernel(client, over, seconds=10):
+    "End a kernel and what it has started, and wait until that is noticed, but not for ever"
+    end = time.time()+seconds
+    while not over.is_set() and time.time() < end:
+        group = getattr(getattr(client.km, 'provisioner', None), 'pgid', None) # of its own
         try:
-            if pid: os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError: pass
-        time.sleep(.2)
+            if group: os.killpg(group, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError): pass
+        over.wait(.2)
 
 # %% ../nbs/90_cli.ipynb #8e4bd84f
 def hide_math(
@@ -134,19 +161,22 @@ def embed_pictures(
     return re.sub(r'(!\[[^\]]*\])\(([^)]+\.(png|jpg))\)', one, text)
 
 # %% ../nbs/90_cli.ipynb #494b008f
+def _page(nb, name, folder):
+    from nbconvert import HTMLExporter
+    nb, found, mark = copy.deepcopy(nb), [], f'MATH{os.urandom(4).hex()}N'
+    for c in nb.cells:
+        if c.cell_type == 'markdown': c.source = hide_math(embed_pictures(c.source, folder), found, mark)
+    ex = HTMLExporter(require_js_url='', jquery_url='', mathjax_url='', exclude_anchor_links=True)
+    html = ex.from_notebook_node(nb, resources={'metadata': {'name': name}})[0]
+    return re.sub(rf'{mark}(\d+);', lambda m: found[int(m[1])], html)
+
 def write_page(
     nb,          # an executed notebook
     dest:Path,   # the HTML file
     folder:Path  # where the notebook's relative links begin
 ):
     "A page that can be opened without Jupyter and without a network"
-    from nbconvert import HTMLExporter
-    nb, found, mark = copy.deepcopy(nb), [], f'MATH{os.urandom(4).hex()}N'
-    for c in nb.cells:
-        if c.cell_type == 'markdown': c.source = hide_math(embed_pictures(c.source, folder), found, mark)
-    ex = HTMLExporter(require_js_url='', jquery_url='', mathjax_url='', exclude_anchor_links=True)
-    html = ex.from_notebook_node(nb, resources={'metadata': {'name': dest.stem}})[0]
-    write_atomic(dest, re.sub(rf'{mark}(\d+);', lambda m: found[int(m[1])], html))
+    write_atomic(dest, _page(nb, dest.stem, folder))
 
 # %% ../nbs/90_cli.ipynb #659cc3e8
 def _device_name():
@@ -176,9 +206,13 @@ def run_one(
         status, error = 'died', f'cell {at[0]+1}: the kernel died (out of memory, most often). Lower bs in settings.ini'
     except Exception as e: status, error = 'failed', f'{type(e).__name__}: {e}' # no kernel, say
     if status != 'ok' or not any(c.get('outputs') for c in nb.cells): nb.metadata['course_status'] = status
-    write_atomic(out/f'{name}.ipynb', nbformat.writes(nb)+'\n')
-    try: write_page(nb, out/f'{name}.html', path.parent)
+    stem, made = _free_name(name, out)
+    if stem != name: error = f'{error}\n{name} in {tell_path(out)} was changed since or is somebody else\'s, and is left: this run is in {stem}'.strip()
+    put = lambda end, s: made.put(stem+end, s.encode('utf-8', 'backslashreplace'))
+    put('.ipynb', nbformat.writes(nb)+'\n')
+    try: page = _page(nb, stem, path.parent)
     except Exception as e: error = f'{error}\nno page was written: {type(e).__name__}: {e}'.strip()
+    else: put('.html', page)
     return dict(lesson=name, status=status, seconds=time.time()-t0, error=error, nb=nb)
 
 # %% ../nbs/90_cli.ipynb #47a247a9
@@ -187,6 +221,12 @@ def _failed_cell(nb):
         for o in c.get('outputs', []):
             if o.output_type == 'error': return explain_error(i+1, c.source, o.ename, o.evalue, o.traceback)
     return 'failed outside its cells'
+
+def _free_name(name, out):
+    "The name for an executed notebook and its page, with a number if its place is taken by files that are not ours; and our list"
+    made = MadeHere(out)
+    names = itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2)))
+    return next(o for o in names if made.ours(f'{o}.ipynb') and made.ours(f'{o}.html')), made
 
 # %% ../nbs/90_cli.ipynb #8452611f
 def headline(
@@ -230,13 +270,19 @@ def run(
     prof, out, line = active_profile(profile), Path(out).resolve() if out else runs_home(), LiveLine()
     read_settings()
     todo, done = [find_notebook(o) for o in names] or lesson_notebooks(), []
+    check_folder(out, _where['run'])
+    if any(p.parent.samefile(out) for p in todo): raise CourseError(f'{tell_path(out)}: the notebooks themselves are there. Choose another folder with --out')
     print(f"{len(todo)} lesson{'s' if len(todo) != 1 else ''} · profile {prof} · {_device_name()}")
     try:
         for p in todo:
+            if _ctrl_c.is_set(): raise KeyboardInterrupt
             done.append(_run_and_tell(p, prof, out, line, save))
     except KeyboardInterrupt:
         line.done('stopped by Ctrl-C')
         raise SystemExit(_summary(done, out, 130))
+    except OSError as e:
+        line.done(f"{no_room(out, e, _where['run'])}")
+        return _summary(done, out, len(todo)-sum(o['status'] == 'ok' for o in done))
     return _summary(done, out, sum(o['status'] != 'ok' for o in done))
 
 # %% ../nbs/90_cli.ipynb #3f11b932
@@ -395,6 +441,8 @@ def answers(
 ):
     "Run a lesson's experiments over several seeds and keep the numbers in results/answers"
     cfg, mod = lesson_settings(lesson, profile), lesson_module(lesson, 'experiments')
+    for o in answers_files(lesson):
+        if o.exists(): read_json(o) # before the work
     fns = {**mod.answers, **(getattr(mod, 'answers_full', {}) if cfg.profile == 'full' else {})}
     own = lambda k: type(cfg)({**cfg, **getattr(fns[k], 'changed', {})}) # an experiment may change settings
     same = lambda k, old: all(old.get(s) == v for s,v in own(k).items() if s not in ('device', 'seed'))
@@ -535,6 +583,8 @@ def doctor():
     print('\n' + text_table(rows, ['lesson', 'sample', 'full']))
 
 # %% ../nbs/90_cli.ipynb #f3a44af9
+_where = dict(run='--out or COURSE_RUNS', restore='--out', style='--out', crappify='another DST', data='COURSE_DATA') # what says where a command writes
+
 commands = dict(run=run, data=data, results=results, answers=answers, train=train, crappify=crappify, restore=restore, style=style, doctor=doctor,
     **{'fit-box': fit_box})
 
@@ -543,8 +593,28 @@ def _usage():
     return 'usage: course COMMAND [options]\n\n' + '\n'.join(lines) + '\n\ncourse COMMAND --help says more.'
 
 # %% ../nbs/90_cli.ipynb #59b3e85a
+_plain = dict(zip('█░─·…–→×¦’', ['#', '.', '-', '|', '...', '-', '->', 'x', '|', "'"]))
+
+def _what_it_can(e):
+    "For a terminal that cannot show a character: something like it, or its number"
+    if not isinstance(e, UnicodeEncodeError): raise e
+    return ''.join(_plain.get(o) or o.encode('ascii', 'backslashreplace').decode() for o in e.object[e.start:e.end]), e.end
+
+def _hear_ctrl_c(*args):
+    _ctrl_c.set()
+    raise KeyboardInterrupt
+
+def _settle():
+    "Any terminal will do, figures are not for it, and Ctrl-C is noted down"
+    codecs.register_error('course', _what_it_can)
+    for o in (sys.stdout, sys.stderr): getattr(o, 'reconfigure', dict)(errors='course')
+    os.environ['MPLBACKEND'] = 'agg'
+    _ctrl_c.clear()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler: signal.signal(signal.SIGINT, _hear_ctrl_c)
+
 def course():
     "The entry point of the command line"
+    _settle()
     name = sys.argv[1] if len(sys.argv) > 1 else '--help'
     if name in ('-h', '--help', 'help'): return print(_usage())
     if name not in commands:
@@ -558,4 +628,7 @@ def course():
     except BrokenPipeError: # whoever read, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as e:
+        if e.errno not in not_there: raise
+        raise SystemExit(f"course {name}: {no_room(e.filename or '.', e, _where.get(name, 'COURSE_RUNS or COURSE_DATA'))}") from None
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -13,7 +13,7 @@ import torch, torch.distributed as dist, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import PILImage
 from PIL import Image
-from .core import CourseError, default_device
+from .core import atomic_path, CourseError, default_device
 from .data import image_cache, known_images
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #9ac4ac88
@@ -128,12 +128,7 @@ def save_checkpoint(
     if _rank(): return
     state = dict(nets=gan.state_dict(), opt_g=gan.opt_g.state_dict(), opt_d=gan.opt_d.state_dict(), epoch=epoch, step=step,
         pools=pools, log=log, cfg={k: v for k,v in gan.cfg.items() if k not in _of_run})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tmp = file.with_name(f'.{file.name}.{os.getpid()}')
-    try:
-        torch.save(state, tmp)
-        os.replace(tmp, file)
-    finally: tmp.unlink(missing_ok=True)
+    with atomic_path(file) as tmp: torch.save(state, tmp)
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #816ca1d9
 def load_checkpoint(
@@ -161,11 +156,7 @@ def save_strips(
     "The strips as one picture, six in a row"
     rows = [torch.cat(pics[i:i+6], 2) for i in range(0, len(pics), 6)]
     a = ((torch.cat(rows, 1)+1)*127.5).round().clip(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tmp = file.with_suffix('.new.png')
-    Image.fromarray(a).save(tmp)
-    os.replace(tmp, file)
+    with atomic_path(file) as tmp: Image.fromarray(a).save(tmp)
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #a08315b2
 def psnr_each(

@@ -9,7 +9,7 @@ __all__ = ['answers', 'fine_detail', 'save_preds', 'critic_conv', 'CriticBlock',
            'backbone_critic']
 
 # %% ../nbs/04_gan_superres.ipynb #8a0df828
-import gc, tempfile
+import gc, io, tempfile
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock
 from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, MadeHere, default_device, runs_home, seed_everything
 from .data import TensorDL
 from .models import channels_last, imagenet_weights, torchvision_encoder
 from .pairs import (SquarePhoto, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator, make_pairs, pair_dls,
@@ -38,13 +38,13 @@ def fine_detail(
 def save_preds(
     gen, dl, files:list, root, dest # the generator; a loader in order; its good files; their folder; where to
 ) -> list:                          # the files written
-    "Save what a generator makes of each picture of a loader, as PNG under the photograph's own path"
+    "Save what a generator makes of each picture of a loader, as PNG under the photograph's own path, and over no file but its own"
     _, outs, _, _ = restored(gen, dl)
     if len(outs) != len(files): raise CourseError(f'save_preds: {len(outs)} pictures for {len(files)} files. Is the loader shuffled?')
-    res = [Path(dest)/Path(p).relative_to(root).with_suffix('.png') for p in files]
-    for f in res: f.parent.mkdir(parents=True, exist_ok=True)
-    for f,o in zip(res, outs): to_pil(o).save(f)
-    return res
+    made, names = MadeHere(dest), [Path(p).relative_to(root).with_suffix('.png') for p in files]
+    if len(set(names)) < len(names): raise CourseError('save_preds: two photographs differ in their endings alone. Rename one of them')
+    def png(o): to_pil(o).save(f := io.BytesIO(), 'PNG'); return f.getvalue()
+    return [made.put(f, png(o)) for f,o in zip(names, outs)]
 
 # %% ../nbs/04_gan_superres.ipynb #442d25d5
 def critic_conv(

@@ -6,44 +6,40 @@
 __all__ = ['save_picture', 'style_file']
 
 # %% ../nbs/08c_style_files.ipynb #4b5f5085
-import hashlib, json, os, zipfile
+import hashlib, io, json
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from .core import CourseError, default_device, seed_everything
+from .core import CourseError, MadeHere, check_folder, default_device, seed_everything, tell_path, write_atomic
 from .style import keep_colours, open_picture, picture_batch, sizes_up_to, style_judge, transfer
 
 # %% ../nbs/08c_style_files.ipynb #adba7381
-def _state(part, key, tell):
+def _state(made, part, key, tell):
     "What an earlier, stopped run with the same key left: the picture, and where it was"
-    try:
-        with np.load(part) as z: found, x, at = str(z['key']), z['x'], tuple(z['at'].tolist())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return None, (0, 0)
-    if found != key: return None, (0, 0)
+    if made.key(part) != key: return None, (0, 0)
+    with np.load(made.folder/part) as z: x, at = z['x'], tuple(z['at'].tolist())
     tell(f'goes on at size {at[0]+1}, evaluation {at[1]}')
     return torch.from_numpy(x).float().to(default_device()), at
 
 # %% ../nbs/08c_style_files.ipynb #56ce879c
-def _write_state(part, so_far, key, x, at):
-    "The picture for people, and for the next run; each beside its name first"
-    tmp = part.with_name(f'.{part.name}.{os.getpid()}')
-    try:
-        with open(tmp, 'wb') as f: np.savez(f, x=x.cpu().numpy().astype(np.float16), at=np.array(at), key=key)
-        os.replace(tmp, part)
-        save_picture(x, so_far)
-    finally: tmp.unlink(missing_ok=True)
+def _write_state(made, part, so_far, key, x, at):
+    "The picture for people, and for the next run"
+    np.savez(f := io.BytesIO(), x=x.cpu().numpy().astype(np.float16), at=np.array(at))
+    for name,data in ((part, f.getvalue()), (so_far, _picture_bytes(x, so_far))):
+        if made.ours(name): made.put(name, data, key)
 
 # %% ../nbs/08c_style_files.ipynb #f7efd8dc
+def _picture_bytes(x, name):
+    im = Image.fromarray((x[0].clamp(0, 1)*255).round().byte().permute(1, 2, 0).cpu().numpy())
+    im.save(f := io.BytesIO(), 'PNG' if name.lower().endswith('.png') else 'JPEG', quality=95)
+    return f.getvalue()
+
 def save_picture(
     x, path:Path # (1, 3, h, w), 0 to 1; a .png or .jpg file
 ):
     "Write a picture so that a reader sees the old file or the new one; read back, it is within half a level"
-    im = Image.fromarray((x[0].clamp(0, 1)*255).round().byte().permute(1, 2, 0).cpu().numpy())
-    tmp = path.with_name(f'.{os.getpid()}-{path.name}')
-    try:
-        im.save(tmp, quality=95)
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    write_atomic(path, _picture_bytes(x, path.name))
 
 # %% ../nbs/08c_style_files.ipynb #b15da7a0
 def style_file(
@@ -60,25 +56,26 @@ def style_file(
 ) -> Path:                    # `out`
     "Paint a photograph; goes on where an earlier call with the same arguments was stopped"
     content, painting, out = Path(content), Path(painting), Path(out)
+    made, names = MadeHere(out.parent), [out.name, f'{out.stem}.part.npz', f'{out.stem}-so-far.jpg']
     _check_job(content, painting, out, weight, evals)
+    _check_names(made, names, (content, painting))
     ims = [open_picture(o, size) for o in (content, painting)]
     net, trained = _file_judge(arch, pretrained, ims, tell)
     key = _job_key(ims, size, weight, evals, arch, trained)
-    part, so_far = (out.with_name(out.stem + o) for o in ('.part.npz', '-so-far.jpg'))
-    start, at = _state(part, key, tell)
-    each = _watcher(part, so_far, key, size, tell, every)
+    start, at = _state(made, names[1], key, tell)
+    each = _watcher(partial(_write_state, made, *names[1:], key), size, tell, every)
     x = transfer(net, *ims, size, evals, 2 if trained else 1, weight, start=start, at=at, each=each)
-    save_picture(keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:]))) if keep else x, out)
-    for o in (part, so_far): o.unlink(missing_ok=True)
+    made.put(out.name, _picture_bytes(keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:]))) if keep else x, out.name), key)
+    for o in names[1:]: made.remove(o)
     return out
 
 # %% ../nbs/08c_style_files.ipynb #af3fe38a
-def _watcher(part, so_far, key, size, tell, every):
+def _watcher(write, size, tell, every):
     "What `transfer` calls after each evaluation: tell where it is, and write it down now and then"
     def each(k, i, n, loss, x):
         where = f'size {k+1} of {len(sizes_up_to(size))}, {x.shape[-1]}×{x.shape[-2]}'
         tell(f'{where}: evaluation {i} of {n}, loss {loss:.4f}')
-        if i % every == 0: _write_state(part, so_far, key, x.clamp(0, 1), (k, i))
+        if i % every == 0: write(x.clamp(0, 1), (k, i))
     return each
 
 # %% ../nbs/08c_style_files.ipynb #d8bde7e6
@@ -100,5 +97,13 @@ def _check_job(content, painting, out, weight, evals):
     if not (weight >= 0 and evals >= 2):
         raise CourseError(f'weight = {weight}, evals = {evals}: expected 0 or more, and 2 or more')
     if not out.parent.is_dir(): raise CourseError(f'{out}: the folder {out.parent} is not there. Make it first')
-    if any(o.exists() and out.exists() and o.samefile(out) for o in (content, painting)):
-        raise CourseError(f'{out}: is one of the pictures to read. Choose another name')
+    check_folder(out.parent, '--out')
+
+def _check_names(made, names, inputs):
+    "The result, the state and the picture so far go to places that are free or ours, and that nobody reads from"
+    for o in names:
+        p = made.folder/o
+        if any(i.exists() and p.exists() and i.samefile(p) for i in inputs):
+            raise CourseError(f'{p}: is one of the pictures to read. Choose another name with --out')
+        if not made.ours(o): raise CourseError(f'{tell_path(p)}: is there already, and was not made by this command or was changed since. '
+            'Move it, or choose another name with --out')

@@ -8,7 +8,6 @@ __all__ = ['listed_pictures', 'open_square', 'bedroom_tensors', 'make_pair', 'no
            'save_generator', 'load_generator', 'train']
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #1177cc07
-import os
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np, torch
 from fastai.vision.all import progress_bar
 from fastcore.basics import patch
 from PIL import Image
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, atomic_path, default_device, runs_home, seed_everything
 from .data import get_data, image_cache
 from .dcgan import DCGAN_D, DCGAN_G
 from .judge import to_bytes, to_unit
@@ -240,12 +239,7 @@ def save_atomic(
     obj, path # what torch can save; the file
 ):
     "Save to a file so that a reader sees the old one or the new one, never a part"
-    tmp = Path(path).with_name(f'.{Path(path).name}.{os.getpid()}')
-    tmp.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(obj, tmp)
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    with atomic_path(path) as tmp: torch.save(obj, tmp)
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #d0881b6f
 _where = 'epoch', 'at', 'gen_steps', 'order', 'fixed', 'history', 'film', 'left'

@@ -1,5 +1,5 @@
 "Restoring photographs: weights that say what they are, any size, tiles, files of every kind, and the command line"
-import json, struct
+import json, os, struct, sys, tracemalloc
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -179,8 +179,25 @@ def test_tiled_is_whole(cat):
     assert abs(a-b).max() <= 1 and abs(a-np.asarray(cat)).max() > 1
 
 
+def test_tiles_take_the_same_memory(model, monkeypatch):
+    "The network stubbed out: 12, 24 and 48 megapixels of one width grow by their own bytes and by nothing else; the photograph stays as it is"
+    from course_lib import restore
+    monkeypatch.setattr(restore, '_through', lambda model, a: 1-a/np.float32(255))
+    peaks, grey = [], Image.linear_gradient('L')
+    for h in (3000, 6000, 12000):
+        im = grey.resize((4000, h)).convert('RGB')
+        tracemalloc.start() # what NumPy takes; Pillow's two pictures are not in it
+        out = restore_photo(model, im)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        rows = lambda o, y: np.asarray(o.crop((0, y, 4000, y+1))).astype(int)
+        for y in (0, 511, 512, 640, h//2, h-1): assert abs(rows(im, y)+rows(out, y)-255).max() <= 1
+    assert max(peaks) < 1.05*min(peaks) and max(peaks) < 150e6, peaks
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no resource module')
 def test_twelve_megapixels(python, tmp_path):
-    "A large photograph takes a bounded piece of memory: less than half a gigabyte beyond what was there before"
+    "A large photograph takes a bounded piece of memory, network included"
     code = '''
 import resource, sys, numpy as np, torch
 from PIL import Image
@@ -220,7 +237,7 @@ def album(tmp_path, cat):
     return d
 
 
-def state(d): return {str(p.relative_to(d)): p.read_bytes() for p in d.rglob('*') if p.is_file()}
+def state(d): return {str(p.relative_to(d)): p.read_bytes() for p in d.rglob('*') if p.is_file() and p.name != '.course_made.jsonl'}
 
 
 def test_folder(album, model, tmp_path):
@@ -234,14 +251,72 @@ def test_folder(album, model, tmp_path):
 
 
 def test_goes_on(album, model, tmp_path):
-    "What is there is kept, what is missing is made, and all of it anew when that is asked for"
+    "What is there is kept, what is missing or empty is made, and all of it anew when that is asked for"
     restore_files([album], model, tmp_path/'out')
-    (tmp_path/'out'/'a.jpg').write_bytes(b'mine')
+    whole = state(tmp_path/'out')
+    (tmp_path/'out'/'a.jpg').write_bytes(b'')
     (tmp_path/'out'/'clear.png').unlink()
     rep = restore_files([album], model, tmp_path/'out')
-    assert (rep.made, rep.kept) == (1, 3) and (tmp_path/'out'/'a.jpg').read_bytes() == b'mine'
+    assert (rep.made, rep.kept) == (2, 2) and state(tmp_path/'out') == whole
     assert restore_files([album], model, tmp_path/'out', again=True).made == 4
-    assert (tmp_path/'out'/'a.jpg').read_bytes() != b'mine'
+
+
+@pytest.mark.parametrize('again', [False, True])
+@pytest.mark.parametrize('how', ['before', 'changed', 'link', 'folder'])
+def test_what_is_not_ours_stays(album, model, tmp_path, how, again):
+    "A file that was there before, a result that was edited since, a link, a folder of the same name: reported and left, and the rest is made"
+    out = tmp_path/'out'
+    out.mkdir()
+    if how == 'changed': restore_files([album], model, out)
+    if how == 'link': (out/'a.jpg').symlink_to(tmp_path/'nowhere')
+    elif how == 'folder': (out/'a.jpg').mkdir()
+    else: (out/'a.jpg').write_bytes(b'mine')
+    rep = restore_files([album], model, out, again=again)
+    assert (rep.made, rep.kept) == ((0, 3) if how == 'changed' and not again else (3, 0))
+    assert [w for f,w in rep.left_out if f == str(album/'a.jpg')] == ['a.jpg is there already and was not made by this command, or was changed since']
+    if how == 'link': assert (out/'a.jpg').is_symlink()
+    elif how == 'folder': assert (out/'a.jpg').is_dir()
+    else: assert (out/'a.jpg').read_bytes() == b'mine'
+
+
+@pytest.mark.parametrize('what', ['settings', 'weights', 'photograph'])
+def test_made_anew_when_anything_differs(album, model, tmp_path, what):
+    "Other settings, other weights, or a photograph that was edited, even with the size and the time that it had"
+    out = tmp_path/'out'
+    restore_files([album], model, out)
+    before, kwargs = state(out), {}
+    if what == 'settings': kwargs = dict(enlarge=2)
+    if what == 'weights':
+        with torch.no_grad(): model.head[0].bias.add_(.5)
+    if what == 'photograph':
+        st, data = (album/'a.jpg').stat(), (album/'a.jpg').read_bytes()
+        Image.new('RGB', (80,60), 'teal').save(album/'a.jpg')
+        new = (album/'a.jpg').read_bytes()
+        (album/'a.jpg').write_bytes(new + b'\0'*(len(data)-len(new)))
+        os.utime(album/'a.jpg', ns=(st.st_atime_ns, st.st_mtime_ns))
+        assert (album/'a.jpg').stat().st_size == len(data)
+    changed = {'a.jpg'} if what == 'photograph' else set(before)
+    rep = restore_files([album], model, out, **kwargs)
+    assert (rep.made, rep.kept) == (len(changed), 4-len(changed))
+    assert {k for k,v in state(out).items() if v != before[k]} == changed
+    assert restore_files([album], model, out, **kwargs).kept == 4
+
+
+def test_files_that_cannot_be_made(album, model, tmp_path):
+    "A name that would be too long, a pipe, a result too wide for its format: a line each, and the rest goes on"
+    (album/f"{'n'*251}.tif").write_bytes((album/'print.tif').read_bytes())
+    os.mkfifo(album/'pipe.jpg')
+    Image.new('RGB', (16500, 2)).save(album/'wide.jpg')
+    rep = restore_files([album], model, tmp_path/'out', enlarge=4)
+    why = {Path(f).name[:8]: w for f,w in rep.left_out}
+    assert rep.made == 4 and why['n'*8] == 'the name of its result would be too long' and why['pipe.jpg'] == 'not a plain file'
+    assert 'cannot be written as .jpg' in why['wide.jpg'], why
+
+
+def test_no_place_to_write(album, model, tmp_path):
+    "One line that names the setting"
+    (tmp_path/'file').write_text('')
+    with pytest.raises(CourseError, match='cannot be written to .*--out'): restore_files([album], model, tmp_path/'file'/'out')
 
 
 @pytest.mark.parametrize('way', ['itself', 'a link', 'a folder of links'])
@@ -286,8 +361,11 @@ def test_disk_full(album, model, tmp_path, monkeypatch):
         if len(n) > 1: raise OSError(28, 'No space left on device')
         real(a, b)
     monkeypatch.setattr('os.replace', full)
-    with pytest.raises(CourseError, match='the disk is full'): restore_files([album], model, tmp_path/'out')
-    assert [o.name for o in (tmp_path/'out').iterdir()] == ['a.jpg']
+    with pytest.raises(CourseError, match='the disk is full.*--out'): restore_files([album], model, tmp_path/'out')
+    assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['.course_made.jsonl', 'a.jpg']
+    monkeypatch.setattr('os.replace', real)
+    rep = restore_files([album], model, tmp_path/'out')
+    assert (rep.made, rep.kept) == (3, 1)
 
 
 # the model in the box
@@ -312,6 +390,18 @@ def test_leaves_good_ones_alone(name):
     assert psnr(restore_photo(load_model(box_file())[0], im), im) > 35
 
 
+@pytest.mark.parametrize('out, said', [('notes.safetensors', 'no weights in the safetensors format'), ('README.safetensors', 'README.md: the card would take its place'),
+    ('photo.jpg', 'ends in .safetensors'), ('file/box.safetensors', 'cannot be written to .*--out')])
+def test_box_over_nothing(tmp_path, monkeypatch, out, said):
+    "Neither the weights nor their card go over a file that is something else; that is said before the training"
+    from course_lib import restore
+    monkeypatch.setattr(restore, 'box_dls', lambda *args: pytest.fail('it trains'))
+    files = {o: f'my {o}' for o in ('notes.safetensors', 'README.md', 'photo.jpg', 'file')}
+    for k,v in files.items(): (tmp_path/k).write_text(v)
+    with pytest.raises(CourseError, match=said): restore.train_box(tmp_path/out)
+    assert {k: (tmp_path/k).read_text() for k in files} == files
+
+
 # the command line
 
 def test_course_restore(course, album, tmp_path):
@@ -327,6 +417,8 @@ def test_course_restore_with_a_model(course, album, saved, tmp_path):
     res = course('restore', album/'a.jpg', '--model', saved, '--out', tmp_path/'out', '--enlarge', '2')
     assert res.returncode == 0, res.stderr
     assert Image.open(tmp_path/'out'/'a.jpg').size == (160,120)
+    assert '1 made' in course('restore', album/'a.jpg', '--model', saved, '--out', tmp_path/'out').stdout
+    assert Image.open(tmp_path/'out'/'a.jpg').size == (80,60)
 
 
 @pytest.mark.parametrize('args, said', [((), 'no photograph was named'), (('no.jpg',), 'no such file'), (('.', '--model', 'no.safetensors'), 'no such file'),
