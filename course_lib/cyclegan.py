@@ -18,6 +18,7 @@ from .core import CourseError, default_device, runs_home, seed_everything
 from .cyclegan_parts import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure, save_checkpoint, save_strips,
     share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache
+from .models import check_finite
 
 # %% ../nbs/07_cyclegan.ipynb #e59d688a
 def _heap(path, split, side, load):
@@ -345,6 +346,7 @@ def fit_cycle(
         ds.set_epoch(epoch)
         _set_rates(gan, epoch)
         sums, done = _epoch(gan, ds, start, mb, max_steps)
+        check_finite(f'fit_cycle, epoch {epoch+1}', gan) # the last checkpoint and its strips stay
         over, max_steps = start+done == len(ds)//(cfg.bs*_world()), max_steps and max_steps-done
         if over: _after_epoch(gan, epoch, log, sums/max(done, 1), folder, fixed, mb)
         if folder: save_checkpoint(gan, file, epoch+over, 0 if over else start+done, log)

@@ -17,6 +17,7 @@ from fastai.vision.all import (CategoryBlock, Callback, ChannelsLast, DataBlock,
     get_image_files, parent_label)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data
+from .models import check_finite
 from .resnet import course_learner
 
 # %% ../nbs/10_darknet_cifar10.ipynb #bd79e077
@@ -272,6 +273,7 @@ def _fit_and_save(learn, cfg, rank, world):
         with learn.no_bar(), learn.no_logging(): fit_darknet(learn, cfg.epochs, cfg.lr)
         return learn
     seconds = fit_darknet(learn, cfg.epochs, cfg.lr)
+    check_finite('10_darknet_cifar10', learn.model)
     learn.save('10_darknet_cifar10')
     many = f'{world} processes' if world > 1 else 'one process'
     print(f'accuracy {learn.final_record[-1]:.4f} after {seconds:.1f} s, {many} of {cfg.bs} pictures a batch')

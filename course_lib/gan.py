@@ -20,7 +20,7 @@ from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, ChannelsL
 from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
 from .core import CourseError, default_device, runs_home, seed_everything
 from .data import TensorDL
-from .models import imagenet_weights, torchvision_encoder
+from .models import check_finite, imagenet_weights, torchvision_encoder
 from .pairs import (SquarePhoto, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator, make_pairs, pair_dls,
     pair_tfms, restored, to_pil, unit)
 from .resnet import course_learner
@@ -231,6 +231,7 @@ def train(
     learn_crit = train_critic(cfg, learn_gen, pairs, path_hr, lesson_critic(cfg))
     learn = gan_learner(learn_gen, learn_crit, cfg, FilmStrip(learn_gen.dls.valid.one_batch()[0][:4]))
     learn.fit(cfg.epochs_gan, cfg.lr_gan)
+    check_finite('04_gan_superres', learn.model)
     learn.save('04_gan_superres')
     return learn
 

@@ -19,6 +19,7 @@ from fastai.vision.all import (Callback, CancelFitException, CancelValidExceptio
     SGD, TensorImage, params)
 from .core import CourseError, seed_everything
 from .data import RandomPadCrop, get_data
+from .models import check_finite
 from .phase_parts import carry_state, draw_schedule, opt_name, _First, _keeps_momentum, _parts
 from .resnet import course_learner, deep_net, mnist_dls
 
@@ -371,5 +372,6 @@ def train(
     seed_everything(cfg.seed)
     learn = course_learner(sized_dls(cfg), small_net(cfg.nf_small))
     learn.fit_phases(phases_1cycle(cfg.epochs, cfg.lr))
+    check_finite('11_training_phases', learn.model)
     learn.save('11_training_phases')
     return learn

@@ -18,6 +18,7 @@ from fastai.vision.all import (CategoryBlock, ChannelsLast, CrossEntropyLossFlat
     GrandparentSplitter, ImageBlock, LabelSmoothingCrossEntropyFlat, Learner, Normalize, PILImageBW,
     accuracy, aug_transforms, get_image_files, parent_label)
 from .data import RandomPadCrop, TensorDL, get_data
+from .models import check_finite
 
 # %% ../nbs/01_mnist_resnet.ipynb #294accff
 def mnist_dls(
@@ -349,5 +350,6 @@ def train(
     seed_everything(cfg.seed)
     learn = course_learner(mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs), resnet_ish())
     learn.fit_one_cycle(cfg.epochs_deep, cfg.lr_deep)
+    check_finite('01_mnist_resnet', learn.model)
     learn.save('01_mnist_resnet')
     return learn

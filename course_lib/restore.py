@@ -23,6 +23,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from .core import CourseError, default_device, device_name, seed_everything, tell_path, versions, write_atomic
 from .crappify import (Report, _files_in, _no_room, _why, apply, as_rgb, crappy_name, file_bytes, open_photo, parse_steps, psnr)
+from .models import check_finite
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .resnet import course_learner
 from .samples import cut_patches, photo_sources
@@ -121,6 +122,7 @@ def save_model(
     half:bool=False         # keep numbers in 16 bits: half the size, three digits
 ) -> Path:
     "Keep weights with all that is needed to use them; raises `CourseError` where they do not belong to `kind` and `cfg`"
+    check_finite(tell_path(path), model)
     few = lambda v: v.half() if half and v.is_floating_point() else v
     tensors = {k: few(v.detach().cpu()).contiguous().clone() for k,v in model.state_dict().items()}
     if bad := unlike(_made(kind, cfg), tensors):

@@ -17,7 +17,7 @@ from fastai.vision.all import (ChannelsLast, DataBlock, FuncSplitter, ImageBlock
     PILImage, PILMask, aug_transforms, imagenet_stats)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data, image_cache
-from .models import card_bs, tell_memory
+from .models import card_bs, check_finite, tell_memory
 from .resnet import DenseLayer, course_learner, transition
 from .unet import (LastCross, UnetBlock, fit_stage, make_unet, norm_conv, small_encoder, unet_groups)
 
@@ -209,7 +209,9 @@ class SceneLoss:
     def __init__(self,
         void:int # the class that does not count
     ): self.void = void
-    def __call__(self, pred, targ): return F.cross_entropy(pred, targ, ignore_index=self.void)
+    def __call__(self, pred, targ): # torch's own mean would be 0/0 where all is void
+        total = F.cross_entropy(pred, targ, ignore_index=self.void, reduction='sum')
+        return total/(targ != self.void).sum().clamp(min=1)
     def activation(self, pred): return pred.softmax(1)
     def decodes(self, pred): return pred.argmax(1)
 
@@ -373,5 +375,6 @@ def train(
     path = get_data(cfg.dataset, cfg.profile)
     learn, had = _learner(cfg, path)
     _stages(learn, cfg, path, had)
+    check_finite('02_unet_segmentation', learn.model)
     learn.save('02_unet_segmentation')
     return learn
