@@ -398,7 +398,6 @@ def _with(**changed):
     f.changed = changed
     return f
 
-def _larger(cfg, seed): return run_cycle(type(cfg)({**cfg, 'bs': 4*cfg.bs}), seed)
 def _unet(cfg): return partial(UnetGenerator, cfg.ngf, 4, bool(cfg.skip))
 
 # %% ../nbs/07_cyclegan.ipynb #d4c13054
@@ -408,7 +407,7 @@ answers = { # name → function of (cfg, seed) that gives figures
     'no pool': _with(pool=0),
     'U-Net generator': partial(run_cycle, generator=_unet),
     'a tenth of lambda': _with(lam=1.),
-    'four times the batch': _larger,
+    'four times the batch': _with(bs=4),
     'no running mean': _with(ema=0.),
     'no skip': _with(skip=0),
 }

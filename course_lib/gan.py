@@ -35,15 +35,18 @@ def fine_detail(
     return (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False)).std().item()
 
 # %% ../nbs/04_gan_superres.ipynb #5cc675b1
+@torch.no_grad()
 def save_preds(
     gen, dl, files:list, root, dest # the generator; a loader in order; its good files; their folder; where to
 ) -> list:                          # the files written
-    "Save what a generator makes of each picture of a loader, as PNG under the photograph's own path"
-    _, outs, _, _ = restored(gen, dl)
-    if len(outs) != len(files): raise CourseError(f'save_preds: {len(outs)} pictures for {len(files)} files. Is the loader shuffled?')
+    "Save what a generator makes of each picture of a loader, batch by batch, as PNG under the photograph's own path"
+    if dl.n != len(files) or dl.shuffle or dl.drop_last:
+        raise CourseError(f'save_preds: {dl.n} pictures for {len(files)} files. Expected as many, by a loader in order')
     res = [Path(dest)/Path(p).relative_to(root).with_suffix('.png') for p in files]
     for f in res: f.parent.mkdir(parents=True, exist_ok=True)
-    for f,o in zip(res, outs): to_pil(o).save(f)
+    todo = iter(res)
+    for xb,_ in dl:
+        for o in gen.eval()(xb): to_pil(o).save(next(todo))
     return res
 
 # %% ../nbs/04_gan_superres.ipynb #442d25d5
@@ -255,9 +258,8 @@ def backbone_critic(
 # %% ../nbs/04_gan_superres.ipynb #350764f2
 @cache
 def _first_stage(cfg_items, seed): # the same for all experiments of one seed
-    cfg = AttrDict(cfg_items)
     seed_everything(seed)
-    return cfg, *train_generator(cfg)
+    return train_generator(AttrDict(cfg_items))[0].model.cpu()
 
 def _measured(learn, dl):
     _, outs, ys, _ = restored(learn.model.generator, dl)
@@ -268,13 +270,16 @@ def _measured(learn, dl):
 def _game(critic=None, pretrain=True):
     "An experiment: the three stages with another critic, or the third alone"
     def f(cfg, seed):
-        cfg, first, pairs, path_hr = _first_stage(tuple(cfg.items()), seed)
-        learn_gen = gen_learner(first.dls, deepcopy(first.model) if pretrain else make_generator(cfg)[0])
+        path_hr, pairs = make_pairs(cfg)
+        first = _first_stage(tuple(cfg.items()), seed) if pretrain else None
+        seed_everything(seed) # whether the first stage was trained just now, or for an experiment before
+        gen = deepcopy(first) if pretrain else make_generator(cfg)[0]
+        learn_gen = gen_learner(pair_dls(pairs, path_hr, cfg), gen.to(default_device()))
         net, had = critic(cfg) if critic else (lesson_critic(cfg), False)
-        crit = train_critic(cfg, learn_gen, pairs, path_hr, net) if pretrain else critic_learner(first.dls, net)
-        learn = gan_learner(learn_gen, crit, cfg, FilmStrip(first.dls.valid.one_batch()[0][:1]))
+        crit = train_critic(cfg, learn_gen, pairs, path_hr, net) if pretrain else critic_learner(learn_gen.dls, net)
+        learn = gan_learner(learn_gen, crit, cfg, FilmStrip(learn_gen.dls.valid.one_batch()[0][:1]))
         learn.fit(cfg.epochs_gan + (0 if pretrain else cfg.epochs_open), cfg.lr_gan)
-        return {**_measured(learn, first.dls.valid), 'pretrained': float(had)}
+        return {**_measured(learn, learn_gen.dls.valid), 'pretrained': float(had)}
     return f
 
 # %% ../nbs/04_gan_superres.ipynb #cd5580b9

@@ -200,8 +200,9 @@ def baseline(
 ) -> tuple: # pixel accuracy, mean IoU
     "How good the most frequent class at each place of the training masks is on the validation masks"
     n, void = len(codes), codes.index('Void')
-    train_y, valid_y = (dl.tensors()[1].as_subclass(torch.Tensor).long() for dl in dls.loaders)
-    return scores(confusion(commonest(train_y, n, void).expand_as(valid_y), valid_y, n, void))
+    train_y, valid_y = (dl.tensors()[1].as_subclass(torch.Tensor) for dl in dls.loaders) # bytes
+    guess = commonest(train_y, n, void)
+    return scores(sum(confusion(guess, y.long(), n, void) for y in valid_y))
 
 # %% ../nbs/02_unet_segmentation.ipynb #54d33c2d
 class SceneLoss:
