@@ -40,13 +40,10 @@ def save_preds(
     gen, dl, files:list, root, dest # the generator; a loader in order; its good files; their folder; where to
 ) -> list:                          # the files written
     "Save what a generator makes of each picture of a loader, batch by batch, as PNG under the photograph's own path"
-    if dl.n != len(files) or dl.shuffle or dl.drop_last:
-        raise CourseError(f'save_preds: {dl.n} pictures for {len(files)} files. Expected as many, by a loader in order')
+    if dl.n != len(files) or dl.shuffle or dl.drop_last: raise CourseError(f'save_preds: {dl.n} pictures, {len(files)} files. Expected as many, by a loader in order')
     res = [Path(dest)/Path(p).relative_to(root).with_suffix('.png') for p in files]
-    for f in res: f.parent.mkdir(parents=True, exist_ok=True)
-    todo = iter(res)
-    for xb,_ in dl:
-        for o in gen.eval()(xb): to_pil(o).save(next(todo))
+    for i,(xb,_) in enumerate(dl):
+        for f,o in zip(res[i*dl.bs:], gen.eval()(xb)): f.parent.mkdir(parents=True, exist_ok=True); to_pil(o).save(f)
     return res
 
 # %% ../nbs/04_gan_superres.ipynb #442d25d5
