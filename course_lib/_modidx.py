@@ -957,6 +957,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'course_lib/phases.py'),
                                    'course_lib.phases.PhaseScheduler.before_train': ( 'training_phases.html#phasescheduler.before_train',
                                                                                       'course_lib/phases.py'),
+                                   'course_lib.phases.PhaseScheduler.put_back': ( 'training_phases.html#phasescheduler.put_back',
+                                                                                  'course_lib/phases.py'),
                                    'course_lib.phases.PhaseScheduler.result': ( 'training_phases.html#phasescheduler.result',
                                                                                 'course_lib/phases.py'),
                                    'course_lib.phases.Shrink': ('training_phases.html#shrink', 'course_lib/phases.py'),
