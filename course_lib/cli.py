@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['commands', 'LiveLine', 'bar', 'find_notebook', 'explain_error', 'kernel_env', 'execute', 'hide_math',
-           'embed_pictures', 'write_page', 'run_one', 'headline', 'text_table', 'lesson_notebooks', 'run',
-           'save_outputs', 'data', 'results_rows', 'readme_with', 'results', 'lesson_module', 'answers', 'train',
+           'embed_pictures', 'write_page', 'run_one', 'short_names', 'headline', 'text_table', 'lesson_notebooks',
+           'run', 'save_outputs', 'data', 'results_rows', 'readme_with', 'results', 'lesson_module', 'answers', 'train',
            'crappify', 'restore', 'fit_box', 'style', 'memory_gb', 'data_report', 'weights_at_hand', 'doctor', 'course']
 
 # %% ../nbs/90_cli.ipynb #d3423225
@@ -15,7 +15,7 @@ from fastcore.script import CliError, call_parse, parse_cli
 from .core import (CourseError, active_profile, clone_root, default_device, device_name, expected_minutes,
     find_lesson, header, lesson_settings, lessons, load_answers, load_results, md_rows, read_settings, runs_home,
     save_answer, settings_files, tell_path, versions, write_atomic, MadeHere, answers_files, check_folder, no_room,
-    not_there, read_json)
+    not_there, read_json, mean_worst)
 import atexit, base64, codecs, copy, importlib, itertools, json, os, re, shutil, signal, sys, tempfile, textwrap, threading, time
 from contextlib import contextmanager
 
@@ -229,6 +229,14 @@ def _free_name(name, out):
     return next(o for o in names if made.ours(f'{o}.ipynb') and made.ours(f'{o}.html')), made
 
 # %% ../nbs/90_cli.ipynb #8452611f
+def short_names(
+    figures:dict # name in the results → title, such as `PSNR, pixel loss (dB)`
+) -> dict:       # name in the results → what stands behind the first comma, or the whole title where two would read alike
+    "Names for one line, no two the same"
+    tails = {k: v.split(',', 1)[-1].strip() for k,v in figures.items()}
+    bare = [re.sub(r' \(.*?\)', '', o) for o in tails.values()] # a unit alone tells nobody which is which
+    return {k: tails[k] if bare.count(b) == 1 else figures[k] for k,b in zip(tails, bare)}
+
 def headline(
     lesson:str, # name of a notebook
     out:Path,   # the run's folder
@@ -238,9 +246,7 @@ def headline(
     files = [p for p in (Path(out)/'results').glob(f'{lesson}-*.json') if p.stat().st_mtime >= since-1]
     if not files: return ''
     got = json.loads(max(files, key=lambda p: p.stat().st_mtime).read_text(encoding='utf-8'))
-    names = lessons()[lesson].figures
-    short = lambda k: names[k].split(',', 1)[-1].strip()
-    return ', '.join(f"{short(k)} {got['figures'][k]:.3f}" for k in names if k in got['figures'])
+    return ', '.join(f"{short} {got['figures'][k]:.3f}" for k,short in short_names(lessons()[lesson].figures).items() if k in got['figures'])
 
 # %% ../nbs/90_cli.ipynb #6e56cee2
 def text_table(
@@ -368,27 +374,23 @@ def results_rows(
             lecture = f"{les.reported[k]:.4f}" if k in les.reported else '–'
             rows.append([name.split('_')[0], title, lecture, show('sample', k), show('full', k)])
         kept = load_answers(name)
-        rows += [_answer_row(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] != 'reduced']
-        notes += [_note(o) for o in got if o['kind'] == 'reduced' or not _current(o)]
-        notes += [_answer_note(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] == 'reduced']
+        rows += [_answer_row(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] in ('sample', 'full')]
+        notes += [_note(o) for o in got if o['kind'] not in ('sample', 'full') or not _current(o)]
+        notes += [_answer_note(name, k, kept[k]) for k in les.get('headline_answers', []) if k in kept and kept[k]['kind'] not in ('sample', 'full')]
     return rows, notes
 
 # %% ../nbs/90_cli.ipynb #5bfad7d4
 def _note(o):
-    if o['kind'] != 'reduced': return f"{o['lesson']}: a {o['kind']} run from other settings lies in {o['file'].name} and is not shown"
+    if o['kind'] in ('sample', 'full'): return f"{o['lesson']}: a {o['kind']} run from other settings lies in {o['file'].name} and is not shown"
     figures = ', '.join(f'{k} {v:.4f}' for k,v in o['figures'].items())
-    return f"{o['lesson']}, reduced run ({o['n']:,} of {o['N']:,} items, {o['device']}): {figures}"
+    return f"{o['lesson']}, {o['kind']} run ({o['n']:,} of {o['N']:,} items of {o['dataset']}, {o['device']}): {figures}"
 
 def _answer_row(lesson, name, a):
-    cols = [_mean_worst(a, 'accuracy') if a['kind'] == o else '–' for o in ('sample', 'full')]
+    cols = [mean_worst(lesson, a['rows'], 'accuracy') if a['kind'] == o else '–' for o in ('sample', 'full')]
     return [lesson.split('_')[0], f"{name}, {len(a['seeds'])} seed{'s' if len(a['seeds']) > 1 else ''}: mean (worst)", '–', *cols]
 
 def _answer_note(lesson, name, a):
-    return f"{lesson}, reduced: {name}: accuracy {_mean_worst(a, 'accuracy')}, {len(a['seeds'])} seeds, {a['device']}"
-
-def _mean_worst(a, key):
-    vals = [o[key] for o in a['rows']]
-    return f'{sum(vals)/len(vals):.4f} ({min(vals):.4f})'
+    return f"{lesson}, {a['kind']}: {name}: accuracy {mean_worst(lesson, a['rows'], 'accuracy')}, {len(a['seeds'])} seeds, {a['device']}"
 
 # %% ../nbs/90_cli.ipynb #81631b23
 _head = ['lesson', 'figure', 'lecture', 'ours, sample', 'ours, full']
@@ -413,7 +415,8 @@ def results(
     if (keep or readme) and not root: raise CourseError('--keep and --readme write into a clone, and course_lib was '
                                                         'installed without one. Clone the repository and run it there')
     for p in sorted((runs_home()/'results').glob('*.json')) if keep else []:
-        print('kept', tell_path(write_atomic(root/'results'/p.name, p.read_text(encoding='utf-8'))))
+        if json.loads(p.read_text(encoding='utf-8')).get('kind') == 'own': print(f'not kept: {p.name}, a run with data or settings of your own')
+        else: print('kept', tell_path(write_atomic(root/'results'/p.name, p.read_text(encoding='utf-8'))))
     if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text(encoding='utf-8')))
     rows, notes = results_rows()
     print(text_table(rows, _head))
@@ -440,6 +443,7 @@ def answers(
     keep:bool=False       # Keep them in results/answers although the run is not a full one; for maintainers
 ):
     "Run a lesson's experiments over several seeds and keep the numbers in results/answers"
+    if seeds < 1: raise CourseError(f'--seeds {seeds}: nothing would be run. Expected 1 or more')
     cfg, mod = lesson_settings(lesson, profile), lesson_module(lesson, 'experiments')
     for o in answers_files(lesson):
         if o.exists(): read_json(o) # before the work
@@ -456,7 +460,8 @@ def answers(
         for s in range(1, seeds+1):
             rows.append(fns[name](own(name), s))
             print(f"{name}, seed {s}: " + ', '.join(f'{k} {v:.4f}' for k,v in rows[-1].items()), flush=True)
-        save_answer(lesson, name, rows, own(name), n, list(range(1, seeds+1)), time.time()-t0, keep=keep)
+        save_answer(lesson, name, rows, own(name), n, list(range(1, seeds+1)), time.time()-t0, keep=keep,
+            changed=getattr(fns[name], 'changed', ()))
 
 # %% ../nbs/90_cli.ipynb #5164cbc1
 @call_parse

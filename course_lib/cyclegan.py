@@ -18,7 +18,7 @@ from .core import CourseError, default_device, runs_home, seed_everything
 from .cyclegan_parts import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure,
     save_checkpoint, save_strips, share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache, known_images
-from .models import half_dtype, memory_layout
+from .models import check_finite, half_dtype, memory_layout
 
 # %% ../nbs/07_cyclegan.ipynb #e59d688a
 def _heap(path, split, side, load):
@@ -348,6 +348,7 @@ def fit_cycle(
         ds.set_epoch(epoch)
         _set_rates(gan, epoch)
         sums, done = _epoch(gan, ds, start, mb, max_steps)
+        check_finite(f'fit_cycle, epoch {epoch+1}', gan) # the last checkpoint and its strips stay
         over, max_steps = start+done == len(ds)//(cfg.bs*_world()), max_steps and max_steps-done
         if over: _after_epoch(gan, epoch, log, sums/max(done, 1), folder, fixed, mb)
         if folder: save_checkpoint(gan, file, epoch+over, 0 if over else start+done, log)
@@ -399,7 +400,6 @@ def _with(**changed):
     f.changed = changed
     return f
 
-def _larger(cfg, seed): return run_cycle(type(cfg)({**cfg, 'bs': 4*cfg.bs}), seed)
 def _unet(cfg): return partial(UnetGenerator, cfg.ngf, 4, bool(cfg.skip))
 
 # %% ../nbs/07_cyclegan.ipynb #d4c13054
@@ -409,7 +409,7 @@ answers = { # name → function of (cfg, seed) that gives figures
     'no pool': _with(pool=0),
     'U-Net generator': partial(run_cycle, generator=_unet),
     'a tenth of lambda': _with(lam=1.),
-    'four times the batch': _larger,
+    'four times the batch': _with(bs=4),
     'no running mean': _with(ema=0.),
     'no skip': _with(skip=0),
 }

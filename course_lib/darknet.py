@@ -16,7 +16,7 @@ from fastai.vision.all import (CategoryBlock, Callback, DataBlock, GrandparentSp
     Normalize, ParamScheduler, PILImage, RandTransform, SGD, SchedLin, TensorImage, combine_scheds, parent_label)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data, known_images
-from .models import channels_last, half_dtype, memory_layout
+from .models import channels_last, check_finite, half_dtype, memory_layout
 from .resnet import course_learner
 
 # %% ../nbs/10_darknet_cifar10.ipynb #bd79e077
@@ -283,6 +283,7 @@ def _fit_and_save(learn, cfg, rank, world):
         with learn.no_bar(), learn.no_logging(): fit_darknet(learn, cfg.epochs, cfg.lr)
         return learn
     seconds = fit_darknet(learn, cfg.epochs, cfg.lr)
+    check_finite('10_darknet_cifar10', learn.model)
     learn.save('10_darknet_cifar10')
     many = f'{world} processes' if world > 1 else 'one process'
     print(f'accuracy {learn.final_record[-1]:.4f} after {seconds:.1f} s, {many} of {cfg.bs} pictures a batch')

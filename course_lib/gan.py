@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock
 from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
-from .core import CourseError, MadeHere, default_device, runs_home, seed_everything
+from .core import CourseError, default_device, MadeHere, runs_home, seed_everything
 from .data import TensorDL
-from .models import channels_last, imagenet_weights, torchvision_encoder
-from .pairs import (SquarePhoto, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator, make_pairs, pair_dls,
-    pair_tfms, restored, to_pil, unit)
+from .models import channels_last, check_finite, imagenet_weights, torchvision_encoder
+from .pairs import (SquarePhoto, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator,
+    make_pairs, pair_dls, pair_tfms, restored, to_pil, unit)
 from .resnet import course_learner
 from .unet import SelfAttention, fit_stage, layer_shapes
 
@@ -35,15 +35,16 @@ def fine_detail(
     return (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False)).std().item()
 
 # %% ../nbs/04_gan_superres.ipynb #5cc675b1
+@torch.no_grad()
 def save_preds(
     gen, dl, files:list, root, dest # the generator; a loader in order; its good files; their folder; where to
 ) -> list:                          # the files written
-    "Save what a generator makes of each picture of a loader, as PNG under the photograph's own path, and over no file but its own"
-    _, outs, _, _ = restored(gen, dl)
-    if len(outs) != len(files): raise CourseError(f'save_preds: {len(outs)} pictures for {len(files)} files. Is the loader shuffled?')
+    "Save what a generator makes of each picture of a loader, batch by batch, as PNG under the photograph's own path, and over no file but its own"
+    if dl.n != len(files) or dl.shuffle or dl.drop_last: raise CourseError(f'save_preds: {dl.n} pictures, {len(files)} files. Expected as many, by a loader in order')
     made, names = MadeHere(dest), [Path(p).relative_to(root).with_suffix('.png') for p in files]
     if len(set(names)) < len(names): raise CourseError('save_preds: two photographs differ in their endings alone. Rename one of them')
     def png(o): to_pil(o).save(f := io.BytesIO(), 'PNG'); return f.getvalue()
+    outs = (o for xb,_ in dl for o in gen.eval()(xb))
     return [made.put(f, png(o)) for f,o in zip(names, outs)]
 
 # %% ../nbs/04_gan_superres.ipynb #442d25d5
@@ -231,6 +232,7 @@ def train(
     learn_crit = train_critic(cfg, learn_gen, pairs, path_hr, lesson_critic(cfg))
     learn = gan_learner(learn_gen, learn_crit, cfg, FilmStrip(learn_gen.dls.valid.one_batch()[0][:4]))
     learn.fit(cfg.epochs_gan, cfg.lr_gan)
+    check_finite('04_gan_superres', learn.model)
     learn.save('04_gan_superres')
     return learn
 
@@ -254,9 +256,8 @@ def backbone_critic(
 # %% ../nbs/04_gan_superres.ipynb #350764f2
 @cache
 def _first_stage(cfg_items, seed): # the same for all experiments of one seed
-    cfg = AttrDict(cfg_items)
     seed_everything(seed)
-    return cfg, *train_generator(cfg)
+    return train_generator(AttrDict(cfg_items))[0].model.cpu()
 
 def _measured(learn, dl):
     _, outs, ys, _ = restored(learn.model.generator, dl)
@@ -267,13 +268,16 @@ def _measured(learn, dl):
 def _game(critic=None, pretrain=True):
     "An experiment: the three stages with another critic, or the third alone"
     def f(cfg, seed):
-        cfg, first, pairs, path_hr = _first_stage(tuple(cfg.items()), seed)
-        learn_gen = gen_learner(first.dls, deepcopy(first.model) if pretrain else make_generator(cfg)[0])
+        path_hr, pairs = make_pairs(cfg)
+        first = _first_stage(tuple(cfg.items()), seed) if pretrain else None
+        seed_everything(seed) # whether the first stage was trained just now, or for an experiment before
+        gen = deepcopy(first) if pretrain else make_generator(cfg)[0]
+        learn_gen = gen_learner(pair_dls(pairs, path_hr, cfg), gen.to(default_device()))
         net, had = critic(cfg) if critic else (lesson_critic(cfg), False)
-        crit = train_critic(cfg, learn_gen, pairs, path_hr, net) if pretrain else critic_learner(first.dls, net)
-        learn = gan_learner(learn_gen, crit, cfg, FilmStrip(first.dls.valid.one_batch()[0][:1]))
+        crit = train_critic(cfg, learn_gen, pairs, path_hr, net) if pretrain else critic_learner(learn_gen.dls, net)
+        learn = gan_learner(learn_gen, crit, cfg, FilmStrip(learn_gen.dls.valid.one_batch()[0][:1]))
         learn.fit(cfg.epochs_gan + (0 if pretrain else cfg.epochs_open), cfg.lr_gan)
-        return {**_measured(learn, first.dls.valid), 'pretrained': float(had)}
+        return {**_measured(learn, learn_gen.dls.valid), 'pretrained': float(had)}
     return f
 
 # %% ../nbs/04_gan_superres.ipynb #cd5580b9

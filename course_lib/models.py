@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['imagenet_weights', 'torchvision_encoder', 'picture_bytes', 'bs_that_fits', 'free_memory', 'card_bs', 'is_oom',
-           'tell_memory', 'memory_layout', 'channels_last', 'half_dtype', 'in_half']
+           'tell_memory', 'check_finite', 'memory_layout', 'channels_last', 'half_dtype', 'in_half']
 
 # %% ../nbs/00c_models.ipynb #ad6bf900
 import copy, hashlib
@@ -142,6 +142,16 @@ def tell_memory(
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     elif torch.backends.mps.is_available(): torch.mps.empty_cache()
     raise CourseError(_too_big(bs, model, sz, memory))
+
+# %% ../nbs/00c_models.ipynb #c5df1215
+def check_finite(
+    where:str,      # what is trained or written, for the message
+    *nets:nn.Module # what it trains
+):
+    "Raise `CourseError` where a number in a network is none any more, before it is written over a good one"
+    bad = [k for net in nets for k,v in net.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad: raise CourseError(f'{where}: the training has failed: {bad[0]} and so {len(bad)} of the tensors hold NaN or infinity. '
+                              'What was saved before is left as it is. Lower the learning rate in settings.ini and start anew')
 
 # %% ../nbs/00c_models.ipynb #66d77d75
 def memory_layout(

@@ -9,6 +9,7 @@ __all__ = ['pair_files', 'make_pairs', 'photo_of', 'held_out', 'SquarePhoto', 'C
 
 # %% ../nbs/04a_pairs.ipynb #abba9275
 import hashlib, time
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
@@ -150,17 +151,23 @@ def show_rows(
     return show_images(rows, titles=[*titles]*n, ncols=len(columns), size=size)
 
 # %% ../nbs/04a_pairs.ipynb #2ae33e71
+def _by_parts(f, x, y, n=16): # the mean over all pictures; of so many at a time, since SSIM needs ten times their memory
+    return torch.cat([f(unit(a), unit(b)).view(-1) for a,b in zip(x.split(n), y.split(n))]).mean()
+
+_psnr = partial(peak_signal_noise_ratio, data_range=1., dim=(1,2,3), reduction='none')
+_ssim = partial(structural_similarity_index_measure, data_range=1., reduction='none')
+
 def batch_psnr(
     pred, targ # (n, 3, h, w), normalised
 ):             # decibels, the mean over the pictures
     "Peak signal to noise ratio of pictures with a range of one"
-    return peak_signal_noise_ratio(unit(pred), unit(targ), data_range=1., dim=(1,2,3), reduction='elementwise_mean')
+    return _by_parts(_psnr, pred, targ)
 
 def batch_ssim(
     pred, targ # (n, 3, h, w), normalised
 ):             # up to 1, the mean over the pictures
     "Structural similarity (Wang et al. 2004)"
-    return structural_similarity_index_measure(unit(pred), unit(targ), data_range=1.)
+    return _by_parts(_ssim, pred, targ)
 
 # %% ../nbs/04a_pairs.ipynb #18781745
 def plain_scores(
@@ -170,10 +177,10 @@ def plain_scores(
 ) -> tuple:     # PSNR in dB, SSIM
     "How good the crappy pictures are when they are only enlarged"
     def one(f, how): return np.asarray(SquarePhoto.create(f).resize((size, size), how))
-    batch = lambda files, how: torch.from_numpy(np.stack([one(f, how) for f in files])).permute(0,3,1,2)/255
-    x, y = batch(pairs.values(), how), batch(pairs.keys(), Image.Resampling.BILINEAR)
-    psnr = peak_signal_noise_ratio(x, y, data_range=1., dim=(1,2,3), reduction='elementwise_mean')
-    return psnr.item(), structural_similarity_index_measure(x, y, data_range=1.).item()
+    def scores(good, crappy):
+        x, y = (torch.tensor(o).permute(2,0,1)[None]/255 for o in (one(crappy, how), one(good, Image.Resampling.BILINEAR)))
+        return _psnr(x, y).item(), _ssim(x, y).item()
+    return tuple(np.mean([scores(*o) for o in pairs.items()], 0).tolist())
 
 # %% ../nbs/04a_pairs.ipynb #830f6e0b
 def plain_table(

@@ -19,6 +19,7 @@ from fastai.vision.all import (Callback, CancelFitException, CancelValidExceptio
     SGD, TensorImage, params)
 from .core import CourseError, seed_everything
 from .data import RandomPadCrop, get_data
+from .models import check_finite
 from .phase_parts import carry_state, draw_schedule, opt_name, _First, _keeps_momentum, _parts
 from .resnet import course_learner, deep_net, mnist_dls
 
@@ -172,6 +173,7 @@ class PhaseScheduler(Callback):
     ):
         self.phases, self.dls_list, self.stop_div = phases, dls_list, stop_div
         self.starts, self.passes = plan(phases, [len(o.train) for o in dls_list], [id(o) for o in dls_list])
+        self.before = {} # what the phase has set → what that was
         self.log = AttrDict(lr=[], mom=[], losses=[], starts=self.starts, opts=[], stopped=False)
 
     def before_fit(self):
@@ -192,11 +194,20 @@ def _enter(self:PhaseScheduler, k):
     "Begin phase k: its optimiser, its weight decay, and whatever else it sets"
     self.k, p, f = k, self.phases[k], self.phases[k].opt_func or self.own_opt
     if _parts(f) != _parts(self.learn.opt_func) or (p.momentum and not _keeps_momentum(self.opt)): self._change_opt(f, p)
+    self.put_back(self.opt)
     wd = first(o for o in (p.wd, self.learn.wd, self.own_wd) if o is not None)
-    for name,v in {**({} if wd is None else {'wd': wd}), **p.hypers}.items():
-        if name in self.opt.hypers[0]: self.opt.set_hyper(name, v)
-        else: raise CourseError(f'phase {k+1}: {opt_name(f)} has no {name}. It has {", ".join(self.opt.hypers[0])}')
+    new = {**({} if wd is None else {'wd': wd}), **p.hypers}
+    bad = [o for o in new if o not in self.opt.hypers[0]]
+    if bad: raise CourseError(f'phase {k+1}: {opt_name(f)} has no {bad[0]}. It has {", ".join(self.opt.hypers[0])}')
+    self.before = {o: [h[o] for h in self.opt.hypers] for o in new}
+    for name,v in new.items(): self.opt.set_hyper(name, v)
     self.log.opts.append(opt_name(f))
+
+@patch
+def put_back(self:PhaseScheduler, opt):
+    "What the last phase has set, but for rate and momentum, becomes what it was before"
+    for name,v in self.before.items(): opt.set_hyper(name, v)
+    self.before = {}
 
 # %% ../nbs/11_training_phases.ipynb #496b75cd
 @patch
@@ -207,6 +218,7 @@ def _change_opt(self:PhaseScheduler, f, p):
     if p.momentum and not _keeps_momentum(self.opt):
         raise CourseError(f'phase {self.k+1} sets a momentum, and {opt_name(f)} has none. Leave it out, or take another optimiser')
     carry_state(old, self.opt, self.opt_steps)
+    self.before = {} # this optimiser is new
     self.opt.frozen_idx, self.own_wd, self.opt_steps = old.frozen_idx, self.opt.hypers[0].get('wd'), 0
 
 # %% ../nbs/11_training_phases.ipynb #e8f522e4
@@ -255,7 +267,9 @@ def fit_phases(self:Learner,
     if stop_div is not None and not stop_div > 1: raise CourseError(f'fit_phases: stop_div = {stop_div}. Expected a number above 1')
     own, sched = self.dls, PhaseScheduler(phases, list(dls_list or [self.dls]*len(phases)), stop_div)
     try: self.fit(len(sched.passes), cbs=[sched, *L(cbs)], reset_opt=reset_opt)
-    finally: self.dls, self.phase_log = own, sched.result()
+    finally:
+        sched.put_back(self.opt)
+        self.dls, self.phase_log = own, sched.result()
 
 # %% ../nbs/11_training_phases.ipynb #99a9c624
 @patch
@@ -371,5 +385,6 @@ def train(
     seed_everything(cfg.seed)
     learn = course_learner(sized_dls(cfg), small_net(cfg.nf_small))
     learn.fit_phases(phases_1cycle(cfg.epochs, cfg.lr))
+    check_finite('11_training_phases', learn.model)
     learn.save('11_training_phases')
     return learn

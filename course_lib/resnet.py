@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
     LabelSmoothingCrossEntropyFlat, Learner, Normalize, PILImageBW, accuracy, aug_transforms, parent_label)
 from .data import RandomPadCrop, TensorDL, get_data, known_images
-from .models import channels_last
+from .models import channels_last, check_finite
 
 # %% ../nbs/01_mnist_resnet.ipynb #294accff
 def mnist_dls(
@@ -349,5 +349,6 @@ def train(
     seed_everything(cfg.seed)
     learn = course_learner(mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs), resnet_ish())
     learn.fit_one_cycle(cfg.epochs_deep, cfg.lr_deep)
+    check_finite('01_mnist_resnet', learn.model)
     learn.save('01_mnist_resnet')
     return learn

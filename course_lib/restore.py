@@ -9,6 +9,7 @@ __all__ = ['model_kinds', 'box_settings', 'box_trials', 'model_kind', 'photo_une
            'box_patches', 'DamagedPatches', 'box_dls', 'try_box', 'box_card', 'train_box']
 
 # %% ../nbs/05a_restore.ipynb #50906ed6
+import errno, hashlib, json, os, sys, time, warnings
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, torch
@@ -23,12 +24,11 @@ from .core import (check_folder, CourseError, default_device, device_name, MadeH
     seed_everything, tell_path, versions, write_atomic)
 from course_lib.crappify import (Report, _files_in, _why, apply, as_rgb, crappy_name, file_bytes, open_photo,
     parse_steps, psnr)
-from .models import is_oom, channels_last
+from .models import channels_last, check_finite, is_oom
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .resnet import course_learner
 from .samples import cut_patches, photo_sources
 from .unet import SelfAttention, Unet, layer_shapes, make_unet, small_encoder
-import errno, hashlib, json, os, sys, time, warnings
 
 # %% ../nbs/05a_restore.ipynb #b2c74855
 model_kinds = {} # name → function from settings to an untrained network
@@ -112,6 +112,7 @@ def save_model(
     half:bool=False         # keep numbers in 16 bits: half the size, three digits
 ) -> Path:
     "Keep weights with all that is needed to use them; raises `CourseError` where they do not belong to `kind` and `cfg`"
+    check_finite(tell_path(path), model)
     few = lambda v: v.half() if half and v.is_floating_point() else v
     tensors = {k: few(v.detach().cpu()).contiguous().clone() for k,v in model.state_dict().items()}
     if bad := unlike(_made(kind, cfg), tensors):

@@ -18,6 +18,7 @@ from fastai.basics import DataLoader, DataLoaders, Metric
 from fastai.callback.rnn import ModelResetter
 from .core import CourseError, default_device, seed_everything
 from .data import get_data
+from .models import check_finite
 from .resnet import course_learner
 
 # %% ../nbs/09_human_numbers.ipynb #208ad9c3
@@ -335,5 +336,6 @@ def train(cfg): # the lesson's settings → the trained Learner
     seed_everything(cfg.seed) # just before the weights are drawn, as above: so it is the same run
     learn = words_learner(dls, Model5(len(vocab), cfg.nh))
     learn.fit_one_cycle(cfg.epochs_gru, cfg.lr_gru)
+    check_finite('09_human_numbers', learn.model)
     learn.save('09_human_numbers')
     return learn

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MaskBlock, Metric, Normalize,
-    PILImage, PILMask, aug_transforms, imagenet_stats)
+from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MaskBlock, Metric, Normalize, PILImage, PILMask,
+    aug_transforms, imagenet_stats)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data, image_cache
-from .models import card_bs, channels_last, tell_memory
+from .models import card_bs, channels_last, check_finite, tell_memory
 from .resnet import DenseLayer, course_learner, transition
-from .unet import (LastCross, UnetBlock, fit_stage, make_unet, norm_conv, small_encoder, unet_groups)
+from .unet import LastCross, UnetBlock, fit_stage, make_unet, norm_conv, small_encoder, unet_groups
 
 # %% ../nbs/02_unet_segmentation.ipynb #44fb7ba9
 def scene_codes(
@@ -200,8 +200,9 @@ def baseline(
 ) -> tuple: # pixel accuracy, mean IoU
     "How good the most frequent class at each place of the training masks is on the validation masks"
     n, void = len(codes), codes.index('Void')
-    train_y, valid_y = (dl.tensors()[1].as_subclass(torch.Tensor).long() for dl in dls.loaders)
-    return scores(confusion(commonest(train_y, n, void).expand_as(valid_y), valid_y, n, void))
+    train_y, valid_y = (dl.tensors()[1].as_subclass(torch.Tensor) for dl in dls.loaders) # bytes
+    guess = commonest(train_y, n, void)
+    return scores(sum(confusion(guess, y.long(), n, void) for y in valid_y))
 
 # %% ../nbs/02_unet_segmentation.ipynb #54d33c2d
 class SceneLoss:
@@ -209,7 +210,9 @@ class SceneLoss:
     def __init__(self,
         void:int # the class that does not count
     ): self.void = void
-    def __call__(self, pred, targ): return F.cross_entropy(pred, targ, ignore_index=self.void)
+    def __call__(self, pred, targ): # torch's own mean would be 0/0 where all is void
+        total = F.cross_entropy(pred, targ, ignore_index=self.void, reduction='sum')
+        return total/(targ != self.void).sum().clamp(min=1)
     def activation(self, pred): return pred.softmax(1)
     def decodes(self, pred): return pred.argmax(1)
 
@@ -372,5 +375,6 @@ def train(
     path = get_data(cfg.dataset, cfg.profile)
     learn, had = _learner(cfg, path)
     _stages(learn, cfg, path, had)
+    check_finite('02_unet_segmentation', learn.model)
     learn.save('02_unet_segmentation')
     return learn

@@ -15,11 +15,11 @@ import numpy as np, torch
 from fastai.vision.all import progress_bar
 from fastcore.basics import patch
 from PIL import Image
-from .core import CourseError, atomic_path, default_device, runs_home, seed_everything
+from .core import atomic_path, CourseError, default_device, runs_home, seed_everything
 from .data import get_data, image_cache
 from .dcgan import DCGAN_D, DCGAN_G
 from .judge import to_bytes, to_unit
-from .models import memory_layout
+from .models import check_finite, memory_layout
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9ba17cc8
 def listed_pictures(
@@ -187,6 +187,7 @@ def fool(self:WGAN, z, gap):
     "The generator's turn, with noise `z`; both losses go to the history"
     score = wgan_gen_step(self.gen, self.critic, self.opt_g, z)
     self.history.append((gap.item(), score.item()))
+    if not np.isfinite(self.history[-1]).all(): check_finite(f'WGAN, epoch {self.epoch}', self.gen, self.critic)
     self.gen_steps += 1
     self.left = self.turn()
 
@@ -245,12 +246,19 @@ def save_atomic(
 _where = 'epoch', 'at', 'gen_steps', 'order', 'fixed', 'history', 'film', 'left'
 _nets = 'gen', 'critic', 'opt_g', 'opt_c'
 
+@patch
+def _how(self:WGAN):
+    "What a run that goes on must have in common with the one that was stopped"
+    cfg = {k: v for k,v in self.cfg.items() if k not in ('device', 'profile', 'lesson', 'judge_steps')}
+    return {**cfg, 'clamp': self.clamp, 'optimiser': type(self.opt_g).__name__, 'penalty': bool(self.penalty), 'pictures': len(self.x)}
+
 # %% ../nbs/06_wgan_bedrooms.ipynb #e901ebaa
 @patch
 def save(self:WGAN, path):
-    "Write everything that decides about the next step to a file, at once or not at all"
+    "Write everything that decides about the next step to a file, at once or not at all; nothing where a weight is NaN"
+    check_finite(f'{path}, epoch {self.epoch}', self.gen, self.critic)
     state = {k: getattr(self, k) for k in _where} | {k: getattr(self, k).state_dict() for k in _nets}
-    save_atomic({**state, 'dice': self.dice.get_state(), 'n': len(self.x)}, path)
+    save_atomic({**state, 'dice': self.dice.get_state(), 'how': self._how()}, path)
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #e31bb358
 @patch
@@ -259,16 +267,22 @@ def load(self:WGAN, path):
     if not Path(path).exists(): raise CourseError(f'{path}: there is no such checkpoint. Train first, or look for the right name')
     try: self._take(torch.load(path, map_location=self.fixed.device, weights_only=True))
     except Exception as e:
-        why = f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"
-        raise CourseError(f'{path}: this checkpoint does not fit ({why}). Expected one of the same settings') from None
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
+        raise CourseError(f'{path}: this checkpoint does not fit ({why}). Use the settings that it was made with, or delete it and start anew') from None
     return self
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #0f696df2
 @patch
 def _take(self:WGAN, s):
-    if s['n'] != len(self.x): raise ValueError(f"it was made with {s['n']} pictures, and there are {len(self.x)}")
-    for k in _nets: getattr(self, k).load_state_dict(s[k])
-    for k in _where: setattr(self, k, s[k])
+    bad = [f'{k} = {s["how"].get(k)} (now {v})' for k,v in self._how().items() if s['how'].get(k) != v]
+    if bad: raise ValueError(f"made with {', '.join(bad)}")
+    new, old = {k: s[k] for k in _where}, {k: deepcopy(getattr(self, k).state_dict()) for k in _nets}
+    try:
+        for k in _nets: getattr(self, k).load_state_dict(s[k])
+    except Exception: # all of it or nothing
+        for k in _nets: getattr(self, k).load_state_dict(old[k])
+        raise
+    for k,v in new.items(): setattr(self, k, v)
     self.order, self.film = self.order.cpu(), [o.cpu() for o in self.film]
     self.dice.set_state(s['dice'].cpu())
 
@@ -302,6 +316,7 @@ def save_generator(
     path      # the file
 ):
     "Write a generator's weights and sizes to a file, at once or not at all"
+    check_finite(str(path), gen)
     save_atomic(dict(sizes={'nc': 3} | {k: cfg[k] for k in ('sz', 'nz', 'nf_gen', 'n_extra')}, weights=gen.state_dict()), path)
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #6a1598e8

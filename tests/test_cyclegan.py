@@ -260,6 +260,25 @@ def test_checkpoint_of_other_settings(tmp_path):
     with pytest.raises(CourseError, match=r'ngf = 4 \(now 8\)'): load_checkpoint(CycleGAN(tiny(ngf=8)), tmp_path/'x.pth')
 
 
+def test_nan_stops_and_spares_the_checkpoint(path, tmp_path, monkeypatch):
+    "The epoch in which a weight becomes NaN is the last; checkpoint, strips and log of the one before stay"
+    gan, step, n = CycleGAN(tiny(epochs=4, epochs_decay=0)), CycleGAN.step, []
+    def burn(self, a, b):
+        n.append(1)
+        if len(n) == len(dataset(path)) + 2: next(self.F.parameters()).data.fill_(torch.nan)
+        return step(self, a, b)
+    monkeypatch.setattr(CycleGAN, 'step', burn)
+    ds = UnalignedDataset(path, 'test', 32, 32)
+    some = tuple(torch.stack(o) for o in zip(ds[0], ds[1]))
+    with pytest.raises(CourseError, match='fit_cycle, epoch 2: the training has failed') as e:
+        fit_cycle(gan, dataset(path), tmp_path, some, shown=False)
+    assert '\n' not in str(e.value)
+    monkeypatch.setattr(CycleGAN, 'step', step)
+    again = CycleGAN(tiny(epochs=4, epochs_decay=0))
+    assert load_checkpoint(again, tmp_path/'last.pth')[:2] == (1, 0) and all(p.isfinite().all() for p in again.parameters())
+    assert [o.name for o in (tmp_path/'strips').iterdir()] == ['000.png']
+
+
 def test_no_code_in_a_checkpoint(tmp_path):
     "A file that would run code when unpickled is refused"
     class Evil:

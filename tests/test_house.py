@@ -164,3 +164,11 @@ def test_full_means_the_lecture(lesson):
     N = registry()[cfg.dataset].full['count']
     assert run_kind(cfg, N, N) == 'full'
     assert set(lessons()[lesson].lecture) <= set(cfg)
+
+
+@each_lesson
+def test_sample_means_what_is_shipped(lesson):
+    "The settings as they are shipped make a run that may be called sample; after changing one, change its line in lessons.toml too"
+    cfg = lesson_settings(lesson, 'sample')
+    assert {k: v for k,v in cfg.items() if k not in ('profile', 'device', 'seed', 'lesson')} == lessons()[lesson].sample
+    assert set(cfg) == set(lesson_settings(lesson, 'full'))

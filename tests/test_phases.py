@@ -81,6 +81,34 @@ def test_bad_arguments():
     with pytest.raises(CourseError, match='Adagrad has none'): learn.fit_phases([TrainingPhase(1, wrapped, momentum=.9)])
 
 
+class Hypers(Callback):
+    "Notes what the optimiser was told at each step"
+    order, run_valid = 90, False
+    def __init__(self, *names): self.names, self.seen = names, []
+    def after_batch(self): self.seen.append(tuple(round(self.opt.hypers[0].get(o, math.nan), 6) for o in self.names))
+
+
+def test_a_phase_keeps_its_settings_to_itself():
+    "What a phase sets is as it was before in the next one, in the next fit, and after a fault"
+    see, learn = Hypers('sqr_mom', 'eps', 'wd'), learner(opt_func=Adam)
+    phases = [TrainingPhase(1, sqr_mom=.9, wd=.3), TrainingPhase(1, eps=.1), TrainingPhase(1)]
+    learn.fit_phases(phases, cbs=see)
+    assert see.seen == [(.9, 1e-5, .3)]*8 + [(.99, .1, .01)]*8 + [(.99, 1e-5, .01)]*8
+    see = Hypers('sqr_mom', 'wd')
+    for _ in range(2): learn.fit_phases([TrainingPhase(1, sqr_mom=.5, wd=.2)], cbs=see) # the last phase, too
+    learn.fit_phases([TrainingPhase(1)], cbs=see)
+    assert see.seen == [(.5, .2)]*16 + [(.99, .01)]*8
+    with pytest.raises(RuntimeError, match='cable'): learn.fit_phases([TrainingPhase(2, sqr_mom=.5)], cbs=Fail())
+    assert learn.opt.hypers[0]['sqr_mom'] == .99
+
+
+def test_another_optimiser_begins_with_its_own():
+    "What one optimiser was set back to is nothing for the next"
+    see = Hypers('sqr_mom')
+    learner(opt_func=Adam).fit_phases([TrainingPhase(1, sqr_mom=.5), TrainingPhase(1, partial(RMSProp, sqr_mom=.7)), TrainingPhase(1, partial(RMSProp, sqr_mom=.7))], cbs=see)
+    assert see.seen == [(.5,)]*8 + [(.7,)]*16
+
+
 class Fail(Callback):
     order = 90
     def after_batch(self):

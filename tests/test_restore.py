@@ -3,10 +3,11 @@ import json, os, struct, sys, tracemalloc
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
+from course_lib import restore
 from course_lib.core import CourseError
 from course_lib.crappify import open_photo, psnr
-from course_lib.restore import (box_file, box_settings, generator, load_model, model_kinds, photo_unet, read_weights, restore_files,
-    restore_photo, save_model, tile_starts, tile_weights)
+from course_lib.restore import (box_file, box_patches, box_settings, generator, load_model, model_kinds, photo_unet, read_weights, restore_files,
+    restore_photo, save_model, tile_starts, tile_weights, try_box)
 from course_lib.samples import photo_sources
 
 small = dict(widths=[8,8,16,16])
@@ -371,7 +372,7 @@ def test_disk_full(album, model, tmp_path, monkeypatch):
 # the model in the box
 
 def test_the_box(cat):
-    "Small, made by the settings that stand in the module, with a card of its own figures, and useful"
+    "Small, made by the settings that stand in the module, with a card of its own figures"
     tensors, about = read_weights(box_file())
     card = box_file().with_suffix('.md').read_text()
     assert box_file().stat().st_size < 5e6 and about.sha256[:16] in card
@@ -381,6 +382,25 @@ def test_the_box(cat):
     for name,least in gains.items():
         assert trials[name][1] > trials[name][0] + least, name
         assert f'| {name} | {trials[name][0]:.2f} | {trials[name][1]:.2f} |' in card
+
+
+@pytest.mark.parametrize('name,least', [('noise (12 of 255)', .1), ('blur (1.2 pixels)', .5), ('writing', 3)])
+def test_the_box_measured_again(name, least, monkeypatch):
+    "The weights that are kept do what their card says: measured anew on the held-out squares"
+    model, about = load_model(box_file())
+    monkeypatch.setattr(restore, 'box_trials', {name: restore.box_trials[name]})
+    (before, after), = try_box(model).values()
+    assert [before, after] == pytest.approx(about.figures['trials'][name], abs=.1) and after > before + least
+
+
+def test_other_weights_would_be_noticed(monkeypatch):
+    "The test above can fail: with a head that has not been trained nothing is gained"
+    model, _ = load_model(box_file())
+    monkeypatch.setattr(restore, 'box_trials', {'writing': restore.box_trials['writing']})
+    monkeypatch.setattr(restore, 'box_patches', lambda *args: box_patches(*args)[:12])
+    for p in model.head.parameters(): torch.nn.init.zeros_(p)
+    (before, after), = try_box(model).values()
+    assert after < before + 1
 
 
 @pytest.mark.parametrize('name', ['cat', 'coffee', 'portrait'])
@@ -424,3 +444,12 @@ def test_course_restore_with_a_model(course, album, saved, tmp_path):
 @pytest.mark.parametrize('args, said', [((), 'no photograph was named'), (('no.jpg',), 'no such file'), (('.', '--model', 'no.safetensors'), 'no such file'),
     (('.', '--enlarge', '99'), 'from 1 to 8')])
 def test_course_restore_errors(course, one_line, args, said): assert said in one_line(course('restore', *args))
+
+
+def test_no_weights_of_nan(model, tmp_path):
+    "A network that training has spoilt is not written over a good one"
+    save_model(tmp_path/'m.safetensors', model, small)
+    good = (tmp_path/'m.safetensors').read_bytes()
+    next(model.parameters()).data.fill_(torch.inf)
+    with pytest.raises(CourseError, match='m.safetensors: the training has failed'): save_model(tmp_path/'m.safetensors', model, small)
+    assert (tmp_path/'m.safetensors').read_bytes() == good

@@ -1,9 +1,10 @@
 "A result is called what it is, and only what is full stands under full"
-import json
+import json, shutil
 import pytest
-from course_lib.cli import results, results_rows
-from course_lib.core import (CourseError, answers_table, lesson_settings, load_answers, load_results, record, run_kind, runs_home,
-    save_answer)
+from course_lib.cli import answers, headline, results, results_rows, short_names
+from course_lib.core import (CourseError, answers_table, expected_minutes, lesson_settings, lessons, load_answers, load_results,
+    mean_worst, record, run_kind, runs_home, save_answer)
+from course_lib.data import get_data
 
 lesson, N = '01_mnist_resnet', 70_000
 
@@ -20,7 +21,17 @@ def notes(): return '\n'.join(results_rows()[1])
     (N-1, {}, 'reduced'), (N, dict(dataset='human_numbers'), 'reduced')])
 def test_kinds(n, changed, kind): assert run_kind(lesson_settings(lesson, 'full', **changed), n, N) == kind
 
-def test_sample_is_never_full(): assert run_kind(lesson_settings(lesson, 'sample', bs=128), N, N) == 'sample'
+@pytest.mark.parametrize('changed,kind', [({}, 'sample'), (dict(seed=3), 'sample'), (dict(device='cpu'), 'sample'), (dict(epochs=9), 'own'),
+    (dict(bs=128), 'own'), (dict(dataset='human_numbers'), 'own')])
+def test_sample_kinds(changed, kind):
+    "The sample is called so with its own data and settings only, and never full"
+    cfg = lesson_settings(lesson, 'sample', **changed)
+    assert run_kind(cfg, N, N) == kind and run_kind(cfg, N, N, as_made=False) == 'own'
+    assert run_kind(cfg, N, N, changed=list(changed)) == 'sample', 'what an experiment changes by itself is no other run'
+
+
+@pytest.fixture
+def digits(): return get_data('mnist', 'sample')
 
 
 def test_recorded_and_loaded(clone):
@@ -46,13 +57,109 @@ def test_reduced_is_never_full(clone, how):
     assert row() == ['–', '0.9871'] and '0.5555' in notes()
 
 
-def test_outdated_sample(clone):
+def test_outdated_sample(clone, digits):
     "A sample result from other settings than today's is not shown as ours"
     recorded('sample', 1797, acc=.95)
     assert row() == ['0.9500', '–']
     p = clone/'settings.ini'
     p.write_text(p.read_text().replace('\nepochs = 3\n', '\nepochs = 4\n'))
     assert row() == ['–', '–'] and 'other settings' in notes()
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch, digits):
+    "A sample's folder that may be written into"
+    shutil.copytree(digits, tmp_path/'data'/'sample'/'mnist')
+    monkeypatch.setenv('COURSE_DATA', str(tmp_path/'data'))
+    return tmp_path/'data'/'sample'/'mnist'
+
+
+def test_other_data_is_not_ours(clone, own_data, capsys):
+    "As many files under the same names, one of them another picture: the run is the reader's own, is said to be, and is not kept"
+    recorded('sample', 1797, acc=.95)
+    assert row() == ['0.9500', '–'] and not notes()
+    (runs_home()/'results'/f'{lesson}-sample-cpu.json').unlink()
+    a, b = sorted((own_data/'training'/'3').iterdir())[:2]
+    shutil.copy(b, a)
+    recorded('sample', 1797, acc=.77)
+    assert row() == ['–', '–'] and 'own run (1,797 of 1,797 items of mnist' in notes() and '0.7700' in notes()
+    results(keep=True)
+    assert 'not kept: 01_mnist_resnet-own-cpu.json' in capsys.readouterr().out and not list((clone/'results').glob('*.json'))
+
+
+def test_own_settings_are_not_ours(clone, digits):
+    "Settings edited in place are in force, and the run is the reader's own: an earlier sample result is not overwritten"
+    recorded('sample', 1797, acc=.95)
+    p = clone/'settings.ini'
+    p.write_text(p.read_text().replace('\nepochs = 3\n', '\nepochs = 4\n'))
+    assert lesson_settings(lesson).epochs == 4
+    recorded('sample', 1797, acc=.77)
+    assert {o['kind']: o['figures']['acc_cnn'] for o in load_results('01')} == dict(sample=.95, own=.77)
+    assert row() == ['–', '–'] and '0.7700' in notes()
+
+
+def test_own_answers_are_not_ours(clone, digits):
+    "An experiment's own change leaves it what it is; a change of the reader's does not"
+    for changed,by_itself,kind in ((dict(lr=.2), ['lr'], 'sample'), (dict(lr=.2), [], 'own'), (dict(lr=.2, bs=32), ['lr'], 'own')):
+        got = save_answer(lesson, 'CNN, 3 epochs', [dict(accuracy=.5)], lesson_settings(lesson, 'sample', **changed), 1797, [1], 1., changed=by_itself)
+        assert got['kind'] == kind
+    assert not [o for o in results_rows()[0] if 'CNN, 3 epochs, 1 seed' in o[1]] and 'own: CNN, 3 epochs: accuracy 0.5000' in notes()
+
+
+def test_minutes_follow_the_settings(clone, digits, monkeypatch):
+    "What is expected is what the same settings took, and where nothing is known of these, what was different is said"
+    from course_lib import core
+    def took(minutes, **changed):
+        monkeypatch.setitem(core._started, lesson, core.time.time() - 60*minutes)
+        recorded('sample', 1797, **changed)
+    assert 'no run' in expected_minutes('01', 'sample')
+    took(2)
+    assert expected_minutes('01', 'sample').startswith('2.0 minutes on') and 'other settings' not in expected_minutes('01', 'sample')
+    p, text = clone/'settings.ini', (clone/'settings.ini').read_text()
+    p.write_text(text.replace('\nepochs = 3\n', '\nepochs = 30\n'))
+    assert 'with other settings: epochs 3, now 30' in expected_minutes('01', 'sample')
+    took(11)
+    assert expected_minutes('01', 'sample').startswith('11.0 minutes on') and 'other settings' not in expected_minutes('01', 'sample')
+    p.write_text(text)
+    assert expected_minutes('01', 'sample').startswith('2.0 minutes on')
+
+
+@pytest.mark.parametrize('name', list(lessons()))
+def test_short_names_are_different(name):
+    "No two figures of a lesson read alike in the line of `course run`, units not counted"
+    got = short_names(lessons()[name].figures)
+    assert len({o.replace(' (dB)', '') for o in got.values()}) == len(got)
+
+
+def test_short_names(tmp_path):
+    assert short_names(dict(a='accuracy, CNN', b='PSNR, pixels (dB)', c='SSIM, pixels')) == dict(a='CNN', b='PSNR, pixels (dB)', c='SSIM, pixels')
+    (tmp_path/'results').mkdir()
+    (tmp_path/'results'/'04_gan_superres-own-cpu.json').write_text(json.dumps(dict(figures=dict(psnr_gan=26.5, ssim_gan=.7))))
+    assert headline('04_gan_superres', tmp_path, 0) == 'PSNR, then the GAN (dB) 26.500, SSIM, then the GAN 0.700'
+
+
+@pytest.mark.parametrize('name', list(lessons()))
+def test_directions_are_of_figures_that_there_are(name):
+    "What is better high or low is named once, and is a figure of one of the lesson's kept answers"
+    better = [o for v in lessons()[name].get('better', {}).values() for o in v]
+    known = {k for a in load_answers(name).values() for o in a['rows'] for k in o}
+    assert len(set(better)) == len(better) and set(better) <= known
+
+
+def test_worst_by_direction():
+    "By what the lesson says, and not by how a name looks; where it says nothing, the mean alone"
+    rows = [dict(colours=.0189, patchiness=.2, painting_has=1., style_loss=3.), dict(colours=.0197, patchiness=.4, painting_has=2., style_loss=1.)]
+    got = {k: mean_worst('08', rows, k) for k in rows[0]}
+    assert got == dict(colours='0.0193 (0.0197)', patchiness='0.3000 (0.4000)', painting_has='1.5000', style_loss='2.0000 (3.0000)')
+    assert mean_worst('08', rows, 'nothing') == '' == mean_worst('08', [], 'colours')
+    assert mean_worst('06', [dict(gap=-.5), dict(gap=-.1)], 'gap', '.1f') == '-0.3 (-0.5)'
+
+
+@pytest.mark.parametrize('seeds', [0, -1])
+def test_no_seeds(clone, seeds):
+    with pytest.raises(CourseError, match=f'--seeds {seeds}: nothing would be run'): answers('01', seeds=seeds)
+    with pytest.raises(CourseError, match='no seed'): answered([])
+    assert not load_answers('01')
 
 
 def test_keep(clone, capsys):
@@ -94,7 +201,7 @@ def test_answers_mean_and_worst(clone):
 
 
 @pytest.mark.parametrize('how', [dict(n=1000), dict(epochs=1), dict(profile='sample', n=1797)])
-def test_answers_that_are_not_full(clone, how):
+def test_answers_that_are_not_full(clone, digits, how):
     "The column of full results takes no answer from a part of the data or from the sample; a reduced one is a note"
     answered([.99, .98], **how)
     rows = [o[3:] for o in results_rows()[0] if 'seeds' in o[1]]
@@ -103,7 +210,7 @@ def test_answers_that_are_not_full(clone, how):
     assert sample or any('reduced' in o and '0.9850 (0.9800)' in o for o in results_rows()[1])
 
 
-def test_kept_though_not_full(clone):
+def test_kept_though_not_full(clone, digits):
     "A maintainer may keep what is not full, but never in the place of what is"
     answered([.91], profile='sample', n=1797, keep=True)
     assert load_answers(lesson, clone/'results'/'answers'/'01.json')['CNN, 3 epochs']['kind'] == 'sample'

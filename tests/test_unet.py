@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
-from course_lib.core import AttrDict, CourseError, lesson_settings
+from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import full_data, get_data, segnet_layout
 from course_lib import segment
 from course_lib.models import bs_that_fits, card_bs, imagenet_weights, picture_bytes, tell_memory, torchvision_encoder
@@ -127,6 +127,17 @@ def test_void_does_not_count():
     targ = torch.tensor([[[0, 3, 2]]])
     assert acc_camvid(scores, targ, void=3) == .5
     assert SceneLoss(3)(scores, targ) == pytest.approx(nn.CrossEntropyLoss(ignore_index=3)(scores, targ).item())
+
+
+def test_a_batch_of_void_alone(path, tmp_path):
+    "Training goes on behind a batch without a single pixel that counts, and the batch itself changes no weight"
+    scores, void = torch.randn(2, 4, 3, 5, requires_grad=True), torch.full((2, 3, 5), 3)
+    SceneLoss(3)(scores, void).backward()
+    assert scores.grad.abs().sum() == 0
+    for p in (path/'labels').iterdir(): Image.fromarray(np.full((24, 32), 3, np.uint8)).save(p)
+    learn = segmenter(scene_dls(path, 2, (24, 32), 0), Unet(small_encoder((8, 8, 16, 16)), 4, (24, 32), norm='batch'), codes)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    assert all(p.isfinite().all() for p in learn.model.parameters()) and learn.recorder.values[-1][:2] == [0, 0]
 
 
 def test_iou_by_sets():
@@ -289,6 +300,33 @@ def test_train(tmp_path, monkeypatch):
     monkeypatch.setattr(segment, 'get_data', lambda *args: path)
     learn = segment.train(cfg(**small_run))
     learn.load('02_unet_segmentation')
+
+
+def test_baseline_by_hand(path, monkeypatch):
+    "The most frequent class at each place, and of the masks only one at a time becomes 64-bit numbers"
+    dls, seen, count = scene_dls(path, 2, (24, 32), 0), [], segment.confusion
+    monkeypatch.setattr(segment, 'confusion', lambda said, truth, *a: (seen.append(tuple(truth.shape)), count(said, truth, *a))[1])
+    monkeypatch.setattr(segment.TensorDL, 'tensors', lambda self: (None, masks(path, 'train' if self is dls.train else 'valid')))
+    acc, iou = segment.baseline(dls, codes)
+    truth, guess = masks(path, 'valid').long(), torch.stack([(masks(path, 'train') == c).sum(0) for c in range(3)]).argmax(0).expand(2, -1, -1)
+    assert acc == pytest.approx((guess == truth)[truth != 3].float().mean().item()) and 0 < iou < acc
+    assert seen == [(24, 32)]*2
+
+
+def masks(path, split):
+    return torch.stack([torch.tensor(np.asarray(Image.open(mask_file(p)))) for p in scene_files(path)[split]])
+
+
+def test_train_writes_no_nan(tmp_path, monkeypatch):
+    "What an earlier run has left is better than a network of NaN"
+    path = scenes(tmp_path/'s', size=(64, 48))
+    monkeypatch.setattr(segment, 'get_data', lambda *args: path)
+    segment.train(cfg(**small_run))
+    file, = runs_home().rglob('02_unet_segmentation.pth')
+    good = file.read_bytes()
+    monkeypatch.setattr(segment, '_stages', lambda learn, *args: next(learn.model.parameters()).data.fill_(torch.nan))
+    with pytest.raises(CourseError, match='02_unet_segmentation: the training has failed'): segment.train(cfg(**small_run))
+    assert file.read_bytes() == good
 
 
 def test_changed_settings_of_an_experiment():

@@ -4,7 +4,7 @@ from PIL import Image
 from torch import nn
 from course_lib import wgan, wgan_experiments
 from course_lib.bedrooms import Room, bedroom, make_bedrooms
-from course_lib.core import AttrDict, CourseError, lesson_settings
+from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import count_files, get_data, list_files
 from course_lib.dcgan import DCGAN_D, DCGAN_G, GrowingD, GrowingG, halvings
 from course_lib.judge import (closest_pairs, damaged, damages, gallery, heap_spread, judge_features, judged, kernel_distance, nearest,
@@ -221,11 +221,78 @@ def test_bad_checkpoints(run, cfg, x, tmp_path):
     f = tmp_path/'run.pth'
     with pytest.raises(CourseError, match='no such checkpoint'): run.load(f)
     run.save(f)
-    with pytest.raises(CourseError, match='30 pictures, and there are 20'): WGAN(*make_pair(cfg), x[:20], cfg).load(f)
+    with pytest.raises(CourseError, match=r'pictures = 30 \(now 20\)'): WGAN(*make_pair(cfg), x[:20], cfg).load(f)
     wide = AttrDict(cfg, nf_gen=8)
     with pytest.raises(CourseError, match='does not fit'): WGAN(*make_pair(wide), x, wide).load(f)
     f.write_bytes(f.read_bytes()[:500])
     with pytest.raises(CourseError, match='does not fit'): run.load(f)
+
+
+@pytest.mark.parametrize('changed', [dict(lr=2e-3), dict(clamp=.01), dict(bs=4), dict(n_critic=1), dict(dataset='mnist'), dict(fraction=.2)])
+def test_checkpoint_of_other_settings(run, cfg, x, tmp_path, changed):
+    "Settings that no weight's shape tells are compared, and a refused file changes nothing"
+    run.save(tmp_path/'run.pth')
+    other = AttrDict(cfg, **changed)
+    new = WGAN(*make_pair(other), x, other)
+    before = weights(new)
+    (k, v), = changed.items()
+    with pytest.raises(CourseError, match=rf'{k} = {cfg[k]} \(now {v}\)'): new.load(tmp_path/'run.pth')
+    assert same(before, weights(new)) and (new.epoch, new.at) == (0, 0)
+
+
+def test_checkpoint_of_another_optimiser(run, cfg, x, tmp_path):
+    run.save(tmp_path/'run.pth')
+    with pytest.raises(CourseError, match=r'optimiser = RMSprop \(now Adam\)'): WGAN(*make_pair(cfg), x, cfg, opt=torch.optim.Adam).load(tmp_path/'run.pth')
+    with pytest.raises(CourseError, match='penalty = False'): WGAN(*make_pair(cfg), x, cfg, penalty=gradient_penalty).load(tmp_path/'run.pth')
+
+
+def test_half_a_checkpoint_is_none(run, cfg, x, tmp_path):
+    "Where the second network does not fit, the first is not taken either"
+    run.save(tmp_path/'run.pth')
+    s = torch.load(tmp_path/'run.pth', weights_only=True)
+    s['opt_c']['param_groups'][0]['params'].pop()
+    torch.save(s, tmp_path/'run.pth')
+    new = WGAN(*make_pair(cfg), x, cfg)
+    before = weights(new)
+    with pytest.raises(CourseError, match='does not fit'): new.load(tmp_path/'run.pth')
+    assert same(before, weights(new)) and new.epoch == 0
+
+
+def test_nan_stops_and_spares_the_checkpoint(run, x, tmp_path):
+    "A weight that is no number stops the run within a turn, and no such run is written over a good one"
+    f = tmp_path/'run.pth'
+    run.save(f)
+    good = f.read_bytes()
+    next(run.gen.parameters()).data.fill_(torch.nan)
+    with pytest.raises(CourseError, match='the training has failed') as e: run.fit(1, quiet=True)
+    assert '\n' not in str(e.value) and len(run.history) == 1
+    with pytest.raises(CourseError, match='the training has failed'): run.save(f)
+    assert f.read_bytes() == good and [o.name for o in tmp_path.iterdir() if o.is_file()] == ['run.pth']
+
+
+def test_train_writes_no_nan(cfg, monkeypatch):
+    "The last good checkpoint and the generator of an earlier run stay, whatever becomes NaN in which step"
+    train(cfg)
+    files = [runs_home()/'models'/o for o in ('06_wgan_bedrooms.pth', '06_wgan_bedrooms-sample-run.pth')]
+    step, steps = WGAN.step, []
+    def burn(self):
+        step(self)
+        steps.append(1)
+        if len(steps) == 30: next(self.critic.parameters()).data.fill_(torch.nan) # in the second epoch of 25 steps
+    monkeypatch.setattr(WGAN, 'step', burn)
+    old = files[0].read_bytes()
+    with pytest.raises(CourseError, match='the training has failed'): train(cfg)
+    assert files[0].read_bytes() == old
+    again = WGAN(*make_pair(cfg), bedroom_tensors(cfg)[0], cfg).load(files[1])
+    assert again.epoch == 1 and all(p.isfinite().all() for p in weights(again))
+    with pytest.raises(CourseError, match='the training has failed'): save_generator(run_of_nan(cfg), cfg, files[0])
+    assert files[0].read_bytes() == old
+
+
+def run_of_nan(cfg):
+    gen, _ = make_pair(cfg)
+    next(gen.parameters()).data.fill_(torch.nan)
+    return gen
 
 
 def test_a_failed_save_leaves_the_old(run, tmp_path, monkeypatch):
@@ -251,7 +318,6 @@ def test_train_goes_on_after_a_kill(cfg, monkeypatch):
     monkeypatch.setattr(WGAN, 'fit', fit)
     again = train(cfg)
     assert again.epoch == 2 and same(weights(whole), weights(again))
-    from course_lib.core import runs_home
     assert [o.name for o in (runs_home()/'models').iterdir()] == ['06_wgan_bedrooms.pth']
 
 
