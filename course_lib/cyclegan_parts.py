@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 import torch, torch.distributed as dist, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import PILImage, get_image_files
+from fastai.vision.all import get_image_files
 from PIL import Image
 from .core import CourseError, default_device
 from .data import image_cache
+from .pictures import open_rgb
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #9ac4ac88
 class InstanceNorm(nn.Module):
@@ -179,7 +180,7 @@ def truth(
     "The true counterparts, to measure with"
     folder = Path(path)/'truth'/f'{split}{side}'
     if not folder.exists(): return None
-    return image_cache(sorted(get_image_files(folder)), PILImage.create, (sz, sz)).float()/127.5 - 1
+    return image_cache(sorted(get_image_files(folder)), open_rgb, (sz, sz)).float()/127.5 - 1
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #78ab0483
 def _detector(nf=16):

@@ -6,7 +6,7 @@
 __all__ = ['most_pixels', 'as_rgb', 'open_photo', 'why_unreadable', 'open_rgb', 'file_ids', 'may_write']
 
 # %% ../nbs/00d_pictures.ipynb #18f30f39
-import io, os, struct, zlib
+import io, math, os, struct, zlib
 from contextlib import suppress
 from functools import lru_cache
 import numpy as np
@@ -61,7 +61,7 @@ def as_rgb(
     return Image.composite(rgb, Image.new('RGB', im.size, 'white'), full.getchannel('A'))
 
 # %% ../nbs/00d_pictures.ipynb #4efb3909
-most_pixels = 90_000_000 # what is decoded at most, if nothing else is said
+most_pixels = 90_000_000 # a third of a gigabyte
 
 def _header(f):
     "A picture of which nothing is decoded yet, however large it says it is"
@@ -123,12 +123,12 @@ def _read(im, smallest, longest, most):
     "Look at a picture's size, then decode it"
     if not min(im.size): raise ValueError('it has no pixels')
     (w, h), n = im.size, _leave_out(im, smallest, longest) if smallest or longest else 1
-    if im.width*im.height > most:
-        raise Image.DecompressionBombError(f'{w:,}×{h:,} pixels are too many: at most {most:,} are decoded')
+    if im.width*im.height > most: raise Image.DecompressionBombError(f'{w:,}×{h:,} pixels are too many')
     lies = _orientation(im)
     note, _ = _note(im, lies), im.load()
     res = as_rgb(im)
     if lies > 1: res = res.transpose(_turns[lies])
+    if res is im: res = im.copy()
     return res, note, {'drafted': (h, w, n) if lies > 4 else (w, h, n)} if n > 1 else {}
 
 def _read_file(f, *args):
@@ -145,15 +145,16 @@ def open_photo(
     src,                 # a file's path, its bytes, an open file, or a PIL image, which stays as it is
     smallest:int=None,   # the shorter side that is needed; None: all pixels
     longest:int=None,    # the longer side that is enough, likewise
-    most:int=most_pixels # pixels that are decoded at most
+    most:int=None        # pixels, at most; None: `most_pixels` are decoded, and what is decoded already may have more
 ) -> tuple: # (PIL image in RGB, upright; what was unusual and what was done, or None)
     "Read a photograph of any kind, with fewer pixels where fewer are needed; raises what Pillow raises, see `why_unreadable`"
-    if isinstance(src, Image.Image): res, note, info = _read(src, None, None, most)
+    if isinstance(src, Image.Image):
+        res, note, _ = _read(src, None, None, most or (most_pixels if getattr(src, 'tile', None) else math.inf))
+        info = {k: src.info[k] for k in ('jpeg', 'drafted') if k in src.info} # what a step of lesson 03 has left there
     else:
         if hasattr(src, 'read'): src = src.read()
         with io.BytesIO(src) if isinstance(src, (bytes, bytearray, memoryview)) else open(src, 'rb') as f:
-            res, note, info = _read_file(f, smallest, longest, most)
-    res = res.copy() if res is src else res
+            res, note, info = _read_file(f, smallest, longest, most or most_pixels)
     res.info = info
     return res, note
 
@@ -175,7 +176,8 @@ def open_rgb(
     try: return open_photo(src, **kwargs)[0]
     except Exception as e:
         name = f'{src}: ' if isinstance(src, (str, os.PathLike)) else ''
-        if isinstance(e, Image.DecompressionBombError): raise CourseError(f'{name}{e}. Make it smaller with another program') from None
+        most = kwargs.get('most') or most_pixels
+        if isinstance(e, Image.DecompressionBombError): raise CourseError(f'{name}{e}. Expected at most {most/1e6:.0f} million. Make it smaller with another program') from None
         raise CourseError(f'{name}not a picture that can be read ({why_unreadable(e)}). Expected a photograph, such as a JPEG or PNG file') from None
 
 # %% ../nbs/00d_pictures.ipynb #a6d4c78c

@@ -17,12 +17,12 @@ import numpy as np, torch
 from fastai.vision.all import (ChannelsLast, DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize, TensorImage,
     imagenet_stats)
 from fastcore.basics import AttrDict
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from .core import CourseError, default_device, device_name, seed_everything, tell_path, versions, write_atomic
-from .crappify import (Report, _files_in, _no_room, _why, apply, as_rgb, crappy_name, file_bytes, open_photo, parse_steps, psnr)
+from .crappify import (Report, _files_in, _no_room, _why, apply, crappy_name, file_bytes, open_photo, parse_steps, psnr)
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .resnet import course_learner
 from .samples import cut_patches, photo_sources
@@ -238,7 +238,7 @@ def restore_photo(
     enlarge:float=1        # first make it larger by this factor (bicubic)
 ) -> Image.Image:          # PIL image in RGB
     "A photograph of any size through a network, in bounded memory; with attention in it, tiles are of 256 pixels"
-    k, im = grid_step(model), as_rgb(ImageOps.exif_transpose(im))
+    k, im = grid_step(model), open_photo(im)[0]
     if enlarge != 1: im = im.resize([max(1, round(o*enlarge)) for o in im.size], Image.Resampling.BICUBIC)
     if sees_all(model): most, tile, overlap = min(most, 256**2), min(tile, 256), min(overlap, 64)
     if tile % k or overlap % k or not 0 < 2*overlap <= tile:

@@ -717,7 +717,7 @@ def test_save_and_load(python, data_folder):
         want = apply(fn, photo(), 4)
         assert apply(load_crappifier(name), photo(), 4).tobytes() == want.tobytes()
         photo().save('p.png')
-        res = python('from course_lib.crappify import *; import sys; sys.stdout.write(apply(load_crappifier(sys.argv[1]), open_photo("p.png")[0], 4).tobytes().hex())', name)
+        res = python('from course_lib.crappify import *; from course_lib.pictures import open_photo; import sys; sys.stdout.write(apply(load_crappifier(sys.argv[1]), open_photo("p.png")[0], 4).tobytes().hex())', name)
         assert res.stdout == want.tobytes().hex(), res.stderr
         save_crappifier(name+'_again', load_crappifier(name)) # and what was loaded can be kept again
     assert {'one', 'two', 'three', 'four', 'one_again'} <= set(saved_crappifiers())
