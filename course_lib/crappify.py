@@ -13,25 +13,26 @@ __all__ = ['steps', 'combinators', 'filters', 'lecture', 'old_family', 'rng_for'
            'crappify_folder', 'Crappify', 'crappy_block']
 
 # %% ../nbs/03a_crappifiers.ipynb #a4384200
-import ast, dis, errno, hashlib, importlib, inspect, io, json, linecache, math, os, pickle, re, signal, sys, textwrap
-import traceback, warnings
+import ast, dis, errno, hashlib, importlib, inspect, io, json, linecache, math, os, pickle, re, stat, sys, textwrap
+import time, traceback
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from inspect import Parameter, Signature, signature
-from multiprocessing import get_context
-from multiprocessing.connection import wait
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
-import numpy as np
+import cloudpickle, numpy as np
 from fasttransform import Transform
 from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageFont
 from scipy import fft, ndimage
 from scipy.spatial import cKDTree
 from .core import CourseError, data_home, md_rows, show_images, tell_path, write_atomic
-from .pictures import as_rgb, open_photo, open_rgb, why_unreadable as _why
+from .pictures import as_rgb, file_ids, may_write, open_photo, open_rgb, why_unreadable as _why
 
 # %% ../nbs/03a_crappifiers.ipynb #618ca51f
 def rng_for(
@@ -843,16 +844,17 @@ def _literal(v):
 
 # %% ../nbs/03a_crappifiers.ipynb #e4167bb8
 class _Source:
-    "The lines that make a crappifier again; not `strict`: a digest in the place of what cannot be kept"
-    def __init__(self, strict=True): self.lines, self.seen, self.strict = [], {}, strict
+    "The lines that make a crappifier again; raises `CourseError` for what cannot be kept"
+    def __init__(self): self.lines, self.seen = [], {}
     def add(self, name, v):
         if any(v is o for o in self.seen.get(name, [])): return
-        if self.strict and name in self.seen and _literal(v) != (_literal(self.seen[name][0]) or ''):
+        if name in self.seen and _literal(v) != (_literal(self.seen[name][0]) or ''):
             raise CourseError(f'two different things are called {name} in what this function uses. Rename one')
         self.seen.setdefault(name, []).append(v)
         if isinstance(v, Step): self.step(v)
         own = f'{name} = {v!r}' if isinstance(v, Step) else _import_of(name, v) or self.own_source(name, v)
-        self.lines.append(own or (f'{name} = {_literal(v)}' if _literal(v) else self.unknown(name, v)))
+        if not own and not _literal(v): raise CourseError(f'{name} {_not_kept(v)}')
+        self.lines.append(own or f'{name} = {_literal(v)}')
     def step(self, s):
         self.add(s.name, _kind(s.name))
         for o in s.children: self.step(o) if isinstance(o, Step) else self.add(fn_name(o), o)
@@ -861,17 +863,10 @@ class _Source:
         if not isinstance(f, FunctionType): return None
         src, node = _source(f, keep_decorators=f is not v)
         for k,o in _used(f, node).items(): self.add(k, o)
-        if node: return src + (f'\n{name} = {f.__name__}' if f.__name__ != name else '')
-        return self.unknown(name, v, src or repr((f.__code__.co_code, f.__code__.co_consts)))
-    def unknown(self, name, v, seen_as=None):
-        if not self.strict: return f'# {name}: {seen_as or _digest(v)}'
-        raise CourseError(f'{name} {_not_kept(v)}')
+        if not node: raise CourseError(f'{name} {_not_kept(v)}')
+        return src + (f'\n{name} = {f.__name__}' if f.__name__ != name else '')
 
 # %% ../nbs/03a_crappifiers.ipynb #203accc8
-def _digest(v):
-    try: return hashlib.sha256(pickle.dumps(v)).hexdigest()[:16]
-    except Exception: return type(v).__qualname__
-
 def _not_kept(v):
     lost = isinstance(v, FunctionType)
     what = 'a lambda, or a function without a source' if lost else f'a {type(v).__name__}'
@@ -885,6 +880,13 @@ def crappifiers_home() -> Path:
 def saved_crappifiers() -> list[str]:
     "The names of the saved ones"
     return sorted(o.stem for o in crappifiers_home().glob('*.py'))
+
+def _own_file(file):
+    "Text that is run must be the reader's: in the folder of the saved ones itself, and written by nobody else"
+    if not file.resolve().is_relative_to(crappifiers_home().resolve()): why = 'leads out of the folder of your crappifiers'
+    elif os.name == 'posix' and (file.stat().st_uid not in (0, os.getuid()) or file.stat().st_mode & stat.S_IWOTH): why = 'others may write to it'
+    else: return file.read_text(encoding='utf-8')
+    raise CourseError(f'{tell_path(file)}: {why}, so it is not run. Read it, and make it your own: copy it, with a mode of 644')
 
 def _read_crappifier(name, text):
     "Run a saved crappifier's text, and give the crappifier"
@@ -903,7 +905,7 @@ def load_crappifier(
     file = crappifiers_home()/f'{name}.py'
     if name.isidentifier() and file.exists():
         linecache.checkcache(str(file))
-        return _read_crappifier(name, file.read_text(encoding='utf-8'))
+        return _read_crappifier(name, _own_file(file))
     if name == 'lecture': return lecture
     if not name.isidentifier() or name in {*steps, *combinators}: return parse_steps(name)
     there = ', '.join([*saved_crappifiers(), 'lecture'])
@@ -918,7 +920,7 @@ def _as_text(fn):
     "A crappifier as the text of a module that makes it again"
     lines = _Source()
     if isinstance(fn, Step): lines.step(fn)
-    else: lines.lines.append(lines.own_source(fn_name(fn), fn) or lines.unknown(fn_name(fn), fn))
+    else: lines.add(fn_name(fn), fn)
     imports = sorted({o for o in lines.lines if o.startswith(('from ', 'import '))})
     rest = [o for o in lines.lines if o not in imports] + [f'crappifier = {fn_name(fn)}']
     return '\n'.join(['from __future__ import annotations', *imports]) + '\n\n' + '\n\n'.join(rest) + '\n'
@@ -937,15 +939,74 @@ def save_crappifier(
     raise CourseError(f'save_crappifier: {fn_name(fn)} gives other pictures when read back. Is all its chance from rng?')
 
 # %% ../nbs/03a_crappifiers.ipynb #d4b5e977
+_plain = str, bytes, bool, int, float, complex, type(None), type(...)
+_unseen = '__dict__ __weakref__ __doc__ __module__ __annotations__ __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl'.split()
+
+_of_code = 'code consts names varnames freevars cellvars argcount posonlyargcount kwonlyargcount exceptiontable'.split()
+
+def _elsewhere(file):
+    "Is a file of Python or of an installed package?"
+    return 'site-packages' in file or file.startswith((os.path.dirname(os.__file__), '<frozen'))
+
+def _function_parts(f):
+    names = {o.argval for c in _codes(f.__code__) for o in dis.get_instructions(c) if o.opname == 'IMPORT_NAME'}
+    if _elsewhere(f.__code__.co_filename): return f.__module__, f.__qualname__
+    if f in (*steps.values(), *combinators.values()): return f.fn, f.params
+    own = {k: v for k,v in vars(f).items() if not k.startswith('__')}
+    return f.__code__, _used(f, None), f.__defaults__, f.__kwdefaults__, own, *map(importlib.import_module, sorted(names))
+
+def _module_parts(m):
+    file = getattr(m, '__file__', None) or ''
+    if m.__name__.split('.')[0] == 'course_lib': return m.__name__, Path(file).read_bytes()
+    if m.__name__ in sys.builtin_module_names or _elsewhere(file): return m.__name__,
+    return {k: v for k,v in vars(m).items() if not k.startswith('__')},
+
+def _class_parts(c):
+    home = sys.modules.get(c.__module__)
+    there = c.__module__ != '__main__' and getattr(home, c.__qualname__.split('.')[0], None) is not None
+    if c is Step or there and _elsewhere(getattr(home, '__file__', None) or '<frozen'): return c.__module__, c.__qualname__
+    return c.__bases__, {k: v for k,v in vars(c).items() if k not in _unseen}
+
+def _parts(v):
+    "What a value is made of; raises for what cannot be looked into"
+    if isinstance(v, Step): return _kind(v.name).fn, v._key()
+    if isinstance(v, FunctionType): return _function_parts(v)
+    if isinstance(v, CodeType): return [getattr(v, f'co_{o}') for o in _of_code] + [v.co_flags & 12] # has it * and **
+    if isinstance(v, ModuleType): return _module_parts(v)
+    if isinstance(v, type): return _class_parts(v)
+    if isinstance(v, (MethodType, staticmethod, classmethod)): return v.__func__, getattr(v, '__self__', None)
+    if isinstance(v, property): return v.fget, v.fset, v.fdel
+    if isinstance(v, BuiltinFunctionType): return v.__module__, v.__qualname__, None if isinstance(v.__self__, ModuleType) else v.__self__
+    if hasattr(v, '__wrapped__'): return v.__wrapped__, # such as what `lru_cache` makes
+    if hasattr(v, 'detach'): return v.detach().cpu().float().numpy(), str(v.dtype)
+    if isinstance(v, np.ndarray): return v.tolist() if v.dtype == object else v.tobytes(), str(v.dtype), v.shape
+    if type(v) in (list, tuple): return v
+    res = v.__reduce_ex__(4)
+    return [type(v).__qualname__, *([res] if isinstance(res, str) else [o if i < 3 or o is None else list(o) for i,o in enumerate(res)])]
+
+class _Digest:
+    "Digests of values, which are the same in another session"
+    def __init__(self): self.known, self.path = {}, []
+    def __call__(self, v):
+        if isinstance(v, _plain): return self.sum(type(v).__name__, repr(v))
+        if id(v) in self.path: return self.sum('again', str(self.path.index(id(v))))
+        if id(v) not in self.known:
+            self.path.append(id(v))
+            try: self.known[id(v)] = self.sum(type(v).__name__, *self.all(v)), v # held, lest its id be another's
+            except Exception: self.known[id(v)] = os.urandom(16).hex(), v
+            self.path.pop()
+        return self.known[id(v)][0]
+    def all(self, v):
+        if type(v) is dict: return sorted(self(k) + self(o) for k,o in v.items())
+        if type(v) in (set, frozenset): return sorted(map(self, v))
+        return [*map(self, _parts(v))]
+    def sum(self, *parts): return hashlib.sha256('\n'.join(parts).encode('utf-8', 'surrogatepass')).hexdigest()
+
 def fingerprint(
     fn # a crappifier
 ) -> str:
-    "Another one when a crappifier's source changes, or a value that it uses, or a step of the library"
-    lines = _Source(strict=False)
-    if isinstance(fn, Step): lines.step(fn)
-    else: lines.lines.append(lines.own_source(fn_name(fn), fn) or lines.unknown(fn_name(fn), fn))
-    library = [_source(_kind(k).fn)[0] or '' for k in sorted(set(lines.seen) & set(steps))]
-    return hashlib.sha256('\n'.join([fn_name(fn), *lines.lines, *library]).encode()).hexdigest()[:16]
+    "Another one when a crappifier changes, or anything of the course's or the learner's that it leads to; files that it reads are not looked at"
+    return _Digest()(fn)[:16]
 
 # %% ../nbs/03a_crappifiers.ipynb #2aae1ef8
 _draftable = ('bilinear', 'bicubic', 'lanczos') # the filters that look at enough pixels to hide it
@@ -980,6 +1041,10 @@ def file_bytes(
     return f.getvalue()
 
 # %% ../nbs/03a_crappifiers.ipynb #345b0665
+def _legible(name):
+    "A name that can be shown anywhere, though it is not in UTF-8"
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
 class Report:
     "What a run over a folder did: `made`, `kept` from before, and `notes` (file, what it is, what was done)"
     head = ['what it is', 'what was done', 'files', 'such as']
@@ -989,7 +1054,7 @@ class Report:
     def rows(self): # what it is, what was done, how many, the first ones
         groups = {}
         for f,*what in self.notes: groups.setdefault(tuple(what), []).append(f)
-        return [[*k, len(v), ', '.join(v[:3]) + (', …' if len(v) > 3 else '')] for k,v in groups.items()]
+        return [[*map(_legible, k), len(v), ', '.join(map(_legible, v[:3])) + (', …' if len(v) > 3 else '')] for k,v in groups.items()]
     def __repr__(self):
         return f'{self.made:,} made, {self.kept:,} kept from before, {len(self.left_out):,} left out'
     def _repr_markdown_(self):
@@ -997,28 +1062,34 @@ class Report:
         return f'{self!r}\n\n' + (md_rows(safe, self.head) if safe else '')
 
 # %% ../nbs/03a_crappifiers.ipynb #7b597e7c
-def _files_in(src, dst):
-    "Relative paths of the files under a folder, in order; hidden ones and the destination are left out"
-    for d,dirs,names in os.walk(src):
-        dirs[:] = sorted(o for o in dirs if not o.startswith('.') and os.path.join(d, o) != dst)
-        yield from (os.path.relpath(os.path.join(d, o), src) for o in sorted(names) if not o.startswith('.'))
+def _files_in(src, dst, told=lambda folder, why: None):
+    "Relative paths of the files under a folder; hidden ones and the destination are left out, a folder that a link leads to is read once"
+    seen, tops = set(), [src]
+    for top in tops: # the folder itself, and then those that links lead to
+        for d,dirs,names in os.walk(top, onerror=lambda e: told(os.path.relpath(e.filename, src), 'a folder that cannot be opened')):
+            ids = file_ids([d])
+            if ids <= seen or os.path.realpath(d) == dst: dirs[:] = []; continue
+            seen |= ids
+            dirs[:] = sorted(o for o in dirs if not o.startswith('.'))
+            tops += [o for o in (os.path.join(d, o) for o in dirs) if os.path.islink(o)]
+            yield from (os.path.relpath(os.path.join(d, o), src) for o in sorted(names) if not o.startswith('.'))
 
 def _folders(src, dst):
     "Both folders as they really are; raises `CourseError` where one would spoil the other"
     s, d = (os.path.realpath(o) for o in (src, dst))
     if not os.path.isdir(s): raise CourseError(f'{src}: there is no such folder. Expected the one with the photographs')
-    if os.path.commonpath([s, d]) == d:
+    if Path(s).is_relative_to(d):
         raise CourseError(f'{dst}: the photographs lie in it ({src}), and could be overwritten. Expected another folder')
     return s, d
 
 # %% ../nbs/03a_crappifiers.ipynb #4e1a6d39
 def _known(log):
-    "The list of what is made: relative path → [fingerprint, source's size and time, result's size, note]"
+    "The list of what is made: relative path → [fingerprint, source's size and time, result's size, note, digests of what was made of it]"
     res = {}
     for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if log.exists() else []:
         try: rel, *rest = json.loads(line)
         except ValueError: continue
-        if len(rest) == 5: res[rel] = rest
+        if len(rest) in (5, 6): res[rel] = (rest + [[]])[:6]
     return res
 
 def _is_fresh(job, rel, known):
@@ -1027,93 +1098,107 @@ def _is_fresh(job, rel, known):
     except OSError: return False
     return known.get(rel, [None]*5)[:4] == [job.key, s.st_size, s.st_mtime_ns, d.st_size]
 
+def _is_ours(path, known):
+    "Have we made the file that lies there? Its digest tells; so is one that was cut off"
+    if not known: return False
+    try: data = Path(path).read_bytes()
+    except OSError: return False
+    *_, size, _, digests = known
+    if _sum(data) in digests or not digests and len(data) == size: return True
+    try: open_photo(data)
+    except Exception: return len(data) < size
+    return False
+
+def _sum(data): return hashlib.sha256(data).hexdigest()[:16]
+
 # %% ../nbs/03a_crappifiers.ipynb #c585299b
 class _Job(NamedTuple):
     "What every worker needs to know"
     fn:object; src:str; dst:str; seed:int; key:str; smallest:int|None
 
+_no_space = errno.ENOSPC, errno.EDQUOT, errno.EROFS
+
 def _put(dst, rel, data):
-    "Write a file beside its place and move it there in one step; leaves nothing half-written"
+    "Write a file beside its place and move it there in one step; leaves nothing half-written. Gives why it cannot lie there, if it cannot"
     tmp, path = os.path.join(dst, '.crappify', 'new', str(os.getpid())), os.path.join(dst, rel)
     try:
         with open(tmp, 'wb') as f: f.write(data)
-        try: os.replace(tmp, path)
-        except FileNotFoundError: # its folder is not there yet
+        try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.replace(tmp, path)
-    except OSError:
-        Path(tmp).unlink(missing_ok=True)
-        raise
+        except OSError as e: # a matter of this name, and of no other file
+            if e.errno in _no_space: raise
+            return f'its result cannot be written ({e.strerror or e})'
+    finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/03a_crappifiers.ipynb #fdb72d4f
 class _Made(NamedTuple):
     "What became of a file"
     rel:str               # its relative path
-    line:list|None=None   # for the list of what is made
+    data:bytes|None=None  # of the result
+    stat:tuple|None=None  # the source's size and time
     note:tuple|None=None  # what it is, and what was done
     error:str|None=None   # what the crappifier raised
-    full:tuple|None=None  # errno and text, where the result could not be written
 
 # %% ../nbs/03a_crappifiers.ipynb #4f91c7f7
 def _make_one(job, rel):
-    "Make the crappy version of one file"
-    path, name, left_out = os.path.join(job.src, rel), crappy_name(rel), lambda why: (why, 'left out')
+    "Make the crappy version of one file; nothing is written yet"
+    path, left_out = os.path.join(job.src, rel), lambda why, **kw: _Made(rel, note=(why, 'left out'), **kw)
     try:
-        if not os.path.isfile(path): return _Made(rel, note=left_out('not a plain file'))
+        if not os.path.isfile(path): return left_out('not a plain file')
         st, (im, note) = os.stat(path), open_photo(path, job.smallest)
-    except Exception as e: return _Made(rel, note=left_out(_why(e)))
-    try: data = file_bytes(_checked(job.fn, job.fn(im, rng_for(job.seed, rel.replace(os.sep, '/')))), name)
+    except Exception as e: return left_out(_why(e))
+    try: res = _checked(job.fn, job.fn(im, rng_for(job.seed, rel.replace(os.sep, '/'))))
     except Exception as e:
         why = explain(job.fn, e)
-        return _Made(rel, note=left_out(f'the crappifier failed: {why}'), error=why)
-    try: _put(job.dst, name, data)
-    except OSError as e: return _Made(rel, full=(e.errno, e.strerror or str(e)))
-    return _Made(rel, [job.key, st.st_size, st.st_mtime_ns, len(data), note], note)
+        return left_out(f'the crappifier failed: {why}', error=why)
+    try: return _Made(rel, file_bytes(res, crappy_name(rel)), (st.st_size, st.st_mtime_ns), note)
+    except Exception as e: return left_out(f'its format cannot hold the result, {res.width}×{res.height} pixels ({type(e).__name__})')
 
 # %% ../nbs/03a_crappifiers.ipynb #6819f1bb
-def _work(job, pipe, not_mine):
-    "A worker's life: files come through its pipe, and what became of them goes back"
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
-    for o in not_mine: o.close() # else the pipes would not end when the parent does
-    try:
-        while batch := pipe.recv(): pipe.send([tuple(_make_one(job, o)) for o in batch])
-    except (EOFError, ConnectionError): pass
+def _packed(job):
+    "A job as bytes, for another process, with the learner's own modules, steps and source lines as they are now; None where that cannot be"
+    own = [o for o in [*sys.modules.values()] if isinstance(o, ModuleType) and o.__name__ in sys.modules and o.__name__ != '__main__'
+           and (getattr(o, '__file__', None) or '').endswith('.py') and not _installed(o.__name__)]
+    mine = [{k: v for k,v in d.items() if v.__module__ != rng_for.__module__} for d in (steps, combinators)]
+    lines = {k: v for k,v in linecache.cache.items() if any(k == getattr(getattr(o, '__code__', None), 'co_filename', None) for o in leaves(job.fn))}
+    for o in own: cloudpickle.register_pickle_by_value(o)
+    try: return cloudpickle.dumps((job, mine, lines))
+    except Exception: return None
+    finally:
+        for o in own: cloudpickle.unregister_pickle_by_value(o)
 
-def _hire(job, n):
-    "Start n workers; gives their pipes and processes"
-    ctx, pipes, procs = get_context('fork'), [], []
-    for _ in range(n):
-        ours, theirs = ctx.Pipe()
-        pipes.append(ours)
-        procs.append(ctx.Process(target=_work, args=(job, theirs, list(pipes)), daemon=True))
-        procs[-1].start()
-        theirs.close()
-    return pipes, procs
+@lru_cache(1)
+def _unpacked(data):
+    job, mine, lines = pickle.loads(data)
+    for d,o in zip((steps, combinators), mine): d.update(o)
+    linecache.cache.update(lines)
+    return job
+
+def _make_many(data, rels): return [_make_one(_unpacked(data), o) for o in rels]
 
 # %% ../nbs/03a_crappifiers.ipynb #aa9ea10b
-def _in_processes(job, batches, n):
+def _in_processes(data, batches, n):
     "What becomes of the files, a batch at a time, in the order in which n processes finish them"
-    batches, (pipes, procs) = iter(batches), _hire(job, n)
-    waiting = dict.fromkeys(pipes, 0)
-    def give(o):
-        if batch := next(batches, None): o.send(batch); waiting[o] += 1
-    try:
-        for o in pipes*2: give(o) # one to work on, and the next
-        while any(waiting.values()):
-            for o in wait([k for k,v in waiting.items() if v]):
-                yield [_Made(*r) for r in o.recv()]
-                waiting[o] -= 1
-                give(o)
-    except (EOFError, ConnectionError): raise CourseError('a worker has died, of too little memory most often. Run it again with fewer workers') from None
-    finally:
-        for p in procs: p.kill()
-        for p in procs: p.join()
+    make = Parallel(n, backend='loky', return_as='generator_unordered', batch_size=1, pre_dispatch='2*n_jobs')
+    try: yield from make(delayed(_make_many)(data, o) for o in batches)
+    except BrokenProcessPool: raise CourseError('a worker has died, of too little memory most often. Run it again with fewer workers') from None
+    finally: get_reusable_executor().shutdown(kill_workers=True) # who knows other states of the learner's modules
 
 # %% ../nbs/03a_crappifiers.ipynb #444713a4
+_soon = 3 # seconds of work for which no worker is started
+
 def _in_order(job, batches, n):
-    "What becomes of the files, in this process or in n others"
-    if n > 1: yield from _in_processes(job, batches, n)
-    else: yield from ([_make_one(job, o) for o in batch] for batch in batches)
+    "What becomes of the files: in this process, and in n others where more than a little work is left"
+    start, data = time.perf_counter(), b''
+    for i,batch in enumerate(batches):
+        yield [_make_one(job, o) for o in batch]
+        spent, left = time.perf_counter()-start, len(batches)-i-1
+        if n == 1 or not left or data is None or spent/(i+1)*left < _soon: continue
+        data = _packed(job)
+        if data is not None:
+            yield from _in_processes(data, batches[i+1:], n)
+            return
 
 # %% ../nbs/03a_crappifiers.ipynb #f06ec5d5
 def _progress(items, total, shown):
@@ -1129,45 +1214,62 @@ def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffin
 class _Run:
     "A run over a folder: what is known from before, what comes out, and which errors are the function's own"
     def __init__(self, job, log):
-        self.job, self.log, self.known, self.report, self.failed = job, log, _known(log), Report(), []
+        self.job, self.known, self.report, self.failed = job, _known(log), Report(), []
         write_atomic(log, ''.join(json.dumps([k, *v])+'\n' for k,v in self.known.items()))
+        self.log = open(log, 'a', encoding='utf-8')
+    @cached_property
+    def inputs(self): return file_ids(os.path.join(self.job.src, o) for o in _files_in(self.job.src, self.job.dst))
+    def ours(self, rel): return _is_ours(self.path(rel), self.known.get(rel))
+    def path(self, rel): return os.path.join(self.job.dst, crappy_name(rel))
+    def left_out(self, rel, why): self.report.notes.append((rel, why, 'left out'))
     def to_do(self):
-        "The files that have to be made; the others are counted as kept"
-        todo = []
-        for o in _files_in(self.job.src, self.job.dst):
-            if not _is_fresh(self.job, o, self.known): todo.append(o); continue
-            self.report.kept += 1
-            if note := self.known[o][4]: self.report.notes.append((o, *note))
+        "The files that have to be made and may be written; the others are counted as kept, or reported"
+        todo, taken = [], {}
+        fold = str.casefold if os.path.exists(os.path.join(self.job.dst, '.CRAPPIFY')) else str # the file system's own idea of a name
+        for o in _files_in(self.job.src, self.job.dst, self.left_out):
+            first = taken.setdefault(fold(crappy_name(o)), o)
+            if first != o: self.left_out(o, f'its result would have the name of that of {_legible(first)}'); continue
+            if _is_fresh(self.job, o, self.known):
+                self.report.kept += 1
+                if note := self.known[o][4]: self.report.notes.append((o, *note))
+            elif os.path.lexists(self.path(o)) and (why := may_write(self.path(o), self.inputs, self.ours(o))): self.left_out(o, why)
+            else: todo.append(o)
         return todo
+    def note(self, rel, *line):
+        self.known[rel] = list(line)
+        self.log.write(json.dumps([rel, *line])+'\n')
+        self.log.flush()
     def settle(self, made):
-        "Count a file; what was made of it before and can no longer be made is taken away"
-        if made.full: raise OSError(*made.full)
-        if made.note: self.report.notes.append((made.rel, *made.note))
+        "Write a result; what was made of a file before and can no longer be made is taken away"
+        why, before = None, self.known.get(made.rel, [[]])[-1]
         if made.error: self.failed.append(made)
-        if made.line: self.report.made += 1
-        elif made.rel in self.known: Path(self.job.dst, crappy_name(made.rel)).unlink(missing_ok=True)
+        if made.data is not None:
+            line = [*made.stat, len(made.data), made.note, [_sum(made.data), *before][:3]]
+            self.note(made.rel, '', *line) # it will be ours
+            why = _put(self.job.dst, crappy_name(made.rel), made.data)
+            if not why: self.note(made.rel, self.job.key, *line); self.report.made += 1
+        elif self.ours(made.rel) and not file_ids([self.path(made.rel)]) & self.inputs: os.unlink(self.path(made.rel))
+        if why: self.left_out(made.rel, why)
+        elif made.note: self.report.notes.append((made.rel, *made.note))
     def check(self, enough):
         "A function that fails on everything is no matter of the files"
         if len(self.failed) < enough or self.report.made or self.report.kept: return
         o = min(self.failed)
         why = ' · '.join(o.error.splitlines())
-        raise CourseError(f'{fn_name(self.job.fn)} fails on every photograph so far. On {o.rel}: {why}')
+        raise CourseError(f'{fn_name(self.job.fn)} fails on every photograph so far. On {_legible(o.rel)}: {why}')
 
 # %% ../nbs/03a_crappifiers.ipynb #6ec862c0
 def _run(job, log, workers, shown):
     "All files of a folder; raises OSError when nothing can be written"
     run = _Run(job, log)
-    todo = run.to_do()
-    n = min(workers, max(1, len(todo)//4))
-    size = max(1, min(8, len(todo)//(16*n))) # files that a worker takes at a time
-    batches = [todo[i:i+size] for i in range(0, len(todo), size)]
-    with open(log, 'a', encoding='utf-8') as f:
-        for batch in _progress(_in_order(job, batches, n), len(batches), shown):
+    with run.log:
+        todo = run.to_do()
+        size = max(1, min(8, len(todo)//(16*workers))) # files that a worker takes at a time
+        batches = [todo[i:i+size] for i in range(0, len(todo), size)]
+        for batch in _progress(_in_order(job, batches, workers), len(batches), shown):
             for o in batch: run.settle(o)
-            f.write(''.join(json.dumps([o.rel, *o.line])+'\n' for o in batch if o.line))
-            f.flush()
             run.check(enough=5)
-    run.check(enough=1)
+        run.check(enough=1)
     run.report.notes.sort()
     return run.report
 
@@ -1194,8 +1296,9 @@ def _no_room(dst, e):
     "What to do when nothing more can be written"
     full = e.errno in (errno.ENOSPC, errno.EDQUOT)
     why = 'the disk is full' if full else f'it cannot be written to ({e.strerror or e})'
+    ours = Path(dst).resolve().is_relative_to(data_home().resolve())
     return (f"{tell_path(dst)}: {why}. What was finished is kept, and no half-written file is left. "
-            f"{'Make room' if full else 'Mend that'}, and run it again: it goes on from there")
+            f"{'Make room' if full else 'Mend that'}, or {'set COURSE_DATA to' if ours else 'choose'} another folder, and run it again: it goes on from there")
 
 # %% ../nbs/03a_crappifiers.ipynb #e80b402f
 def crappify_folder(
@@ -1203,17 +1306,15 @@ def crappify_folder(
     src:str|Path,     # folder of photographs, with folders inside it
     dst:str|Path,     # folder for the crappy ones, which get the same names: see `crappy_name`
     seed:int=0,       # each file's random numbers come from this and from its relative path
-    workers:int=None, # processes; None: one a core; 1: this one alone
+    workers:int=None, # processes, where it takes longer than seconds; None: one a core; 1: this one alone
     shown:bool=True   # a progress bar, where somebody watches
 ) -> Report:
-    "Crappify a folder, or what is missing of it; raises `CourseError` when nothing can be written"
+    "Crappify a folder, or what is missing of it; what it has not made is left as it is; raises `CourseError` when nothing can be written"
     fn = load_crappifier(fn) if isinstance(fn, str) else fn
     src, dst = _folders(src, dst)
     job = _Job(fn, src, dst, seed, f'{fingerprint(fn)}:{seed}', smallest_read(fn))
     try:
-        with _alone(dst) as home, warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            return _run(job, home/'made.jsonl', workers or _cores(), shown)
+        with _alone(dst) as home: return _run(job, home/'made.jsonl', workers or _cores(), shown)
     except OSError as e: raise CourseError(_no_room(dst, e)) from None
 
 # %% ../nbs/03a_crappifiers.ipynb #f5e034bc

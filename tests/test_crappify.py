@@ -586,9 +586,13 @@ def test_real_full_disk(src, tmp_path, small_disk):
 
 
 def test_read_only(src, tmp_path):
-    "Something in the way of the results is said in one line"
+    "Where nothing can be written, one line says so and what to change; something in the way of some results is told, and the rest is made"
     (tmp_path/'a').mkdir(); (tmp_path/'a'/'cats').write_text('a file where a folder should be')
-    with pytest.raises(CourseError, match='cannot be written to'): crappify_folder(lecture, src, tmp_path/'a')
+    rep = crappify_folder(lecture, src, tmp_path/'a')
+    assert counts(rep) == (4, 0, 8) and all('cannot be written (' in why for _,why in rep.left_out) and (tmp_path/'a'/'cats').is_file()
+    (tmp_path/'b').mkdir(); (tmp_path/'b'/'.crappify').write_text('where our list should be')
+    with pytest.raises(CourseError, match='cannot be written to .*choose another folder') as e: crappify_folder(lecture, src, tmp_path/'b')
+    assert '\n' not in str(e.value)
 
 
 slow = '''
