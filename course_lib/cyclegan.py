@@ -13,19 +13,20 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import PILImage, master_bar, progress_bar
+from fastai.vision.all import master_bar, progress_bar
 from .core import CourseError, default_device, runs_home, seed_everything
 from .cyclegan_parts import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure,
     save_checkpoint, save_strips, share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache, known_images
 from .models import check_finite, half_dtype, memory_layout
+from .pictures import open_rgb
 
 # %% ../nbs/07_cyclegan.ipynb #e59d688a
 def _heap(path, split, side, load):
     "The pictures of `trainA` and the like, as bytes (n, 3, load, load)"
     folder = Path(path)/f'{split}{side}'
     files = sorted(known_images(folder)) if folder.exists() else []
-    if files: return files, image_cache(files, PILImage.create, (load, load))
+    if files: return files, image_cache(files, open_rgb, (load, load))
     raise CourseError(f'{folder}: no pictures there. Expected the folders {split}A and {split}B with a kind of picture each')
 
 # %% ../nbs/07_cyclegan.ipynb #9e9827c4

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 import torch, torch.distributed as dist, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import PILImage
 from PIL import Image
 from .core import atomic_path, CourseError, default_device
 from .data import image_cache, known_images
+from .pictures import open_rgb
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #9ac4ac88
 class InstanceNorm(nn.Module):
@@ -171,7 +171,7 @@ def truth(
     "The true counterparts, to measure with"
     folder = Path(path)/'truth'/f'{split}{side}'
     if not folder.exists(): return None
-    return image_cache(sorted(known_images(folder)), PILImage.create, (sz, sz)).float()/127.5 - 1
+    return image_cache(sorted(known_images(folder)), open_rgb, (sz, sz)).float()/127.5 - 1
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #78ab0483
 def _detector(nf=16):

@@ -8,9 +8,10 @@ __all__ = ['answers', 'damage_of']
 # %% ../nbs/03_crappify.ipynb #0d1b67a5
 from pathlib import Path
 import numpy as np
-from .crappify import apply, chain, downscale, file_bytes, filters, gaussian_blur, jpeg, open_photo, psnr
+from .crappify import apply, chain, downscale, file_bytes, filters, gaussian_blur, jpeg, psnr
 from .data import get_data
 from .samples import known_files
+from .pictures import open_rgb
 
 # %% ../nbs/03_crappify.ipynb #f9f14015
 def damage_of(
@@ -20,7 +21,7 @@ def damage_of(
 ) -> dict:      # psnr in dB (at most 99), kB as a JPEG; both are means
     "How far a crappifier takes photographs from themselves"
     def one(f):
-        im = open_photo(f)[0]
+        im = open_rgb(f)
         out = apply(fn, im, seed, Path(f).name)
         return min(99., psnr(out, im)), len(file_bytes(out, 'x.jpg'))/1000
     return dict(zip(('psnr', 'kB'), np.mean([one(o) for o in files], 0).round(4).tolist()))

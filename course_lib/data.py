@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['converters', 'registry', 'dataset', 'count_files', 'known_images', 'check_layout', 'list_files', 'check_archive',
-           'unpack', 'segnet_layout', 'neural_style_layout', 'full_data', 'get_data', 'image_cache', 'random_crop',
-           'RandomPadCrop', 'TensorDL', 'describe_data', 'at_hand']
+           'unpack', 'segnet_layout', 'neural_style_layout', 'full_data', 'get_data', 'image_cache', 'PILPhoto',
+           'random_crop', 'RandomPadCrop', 'TensorDL', 'describe_data', 'at_hand']
 
 # %% ../nbs/00b_data.ipynb #ba0c5167
 import hashlib, os, re, shutil, stat, sys, tarfile, tomllib, zipfile
@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
 import fastai.data as fastai_data
-from fastai.vision.all import (AddMaskCodes, AttrDict, L, PILBase, PILMask, Pipeline, RandTransform, Resize, TensorImage, TensorMask,
+from fastai.vision.all import (AddMaskCodes, AttrDict, L, PILBase, PILImage, PILMask, Pipeline, RandTransform, Resize, TensorImage, TensorMask,
     TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, get_image_files, progress_bar)
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from filelock import FileLock
 from PIL import Image
 from .painting import make_style_images
+from .pictures import open_rgb
 from .samples import known_files, make_sample, samples
 from .horses import make_horses
 from .streets import make_streets, street_codes
@@ -295,6 +296,7 @@ def _file_stats(files):
 # %% ../nbs/00b_data.ipynb #2d62a9df
 def _decode(f, open_image, sz):
     try: im = open_image(f)
+    except CourseError: raise
     except Exception as e:
         raise CourseError(f"{f}: not a picture that can be read ({type(e).__name__}: {e}). Repair or remove it") from None
     if sz: im = im.resize(sz[::-1], Image.NEAREST if isinstance(im, PILMask) else Image.BILINEAR)
@@ -363,6 +365,13 @@ def _build_cache(dest, files, stats, code, open_image, sz, workers):
         x.flush(); np.save(tmp/'stats.npy', stats); (tmp/'code').write_text(code)
         shutil.rmtree(dest, ignore_errors=True); tmp.rename(dest)
     finally: shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../nbs/00b_data.ipynb #4746f815
+class PILPhoto(PILImage):
+    "A photograph for fastai, read as everywhere in the course: see `open_photo`"
+    @classmethod
+    def create(cls, fn, **kwargs):
+        return cls(open_rgb(fn)) if isinstance(fn, (str, Path, bytes, Image.Image)) else super().create(fn, **kwargs)
 
 # %% ../nbs/00b_data.ipynb #be57382c
 def random_crop(

@@ -15,17 +15,16 @@ from pathlib import Path
 import ipywidgets as widgets
 from fastcore.basics import patch
 from IPython import get_ipython
-from PIL import Image, ImageOps
+from PIL import Image
 from .core import CourseError, show_images
-from .crappify import (Step, apply, as_jpeg, as_rgb, chain, explain, file_bytes, fn_name, jpeg_bytes,
-    lecture, open_photo, parse_steps, psnr, sometimes, steps)
+from .crappify import (Step, apply, as_jpeg, chain, explain, file_bytes, fn_name, jpeg_bytes,
+    lecture, parse_steps, psnr, sometimes, steps)
+from .pictures import open_rgb
 
 # %% ../nbs/03b_crappify_lab.ipynb #aab77846
 def _open(o, sz):
     "One photograph, upright, RGB, its longer side at most `sz`"
-    why = 'not a picture that can be read ({}). Take it out of the list'
-    try: im = as_rgb(ImageOps.exif_transpose(o)) if isinstance(o, Image.Image) else open_photo(o)[0]
-    except Exception as e: raise CourseError(f'{o}: {why.format(type(e).__name__)}') from None
+    im = open_rgb(o)
     im.thumbnail((sz, sz), Image.Resampling.LANCZOS)
     return im
 

@@ -6,15 +6,16 @@
 __all__ = ['examples', 'example', 'read_photo', 'Photo', 'RestorePage', 'restore_page']
 
 # %% ../nbs/05c_page_parts.ipynb #45fbadd0
-import base64, html, io, os, warnings
+import base64, html, os
 from pathlib import Path
 
 import ipywidgets as widgets
 from fastcore.basics import patch
 from PIL import Image
 from .core import CourseError
-from .crappify import _why, apply, beside, file_bytes, jpeg_bytes, open_photo, parse_steps
+from .crappify import apply, beside, file_bytes, jpeg_bytes, parse_steps
 from .lab import Divided, Shown, _css_line, _css_stage, _unseen, watched
+from .pictures import open_photo, open_rgb, why_unreadable
 from .restore import box_file, load_model, restore_photo
 from .samples import photo_sources
 
@@ -30,20 +31,21 @@ def example(
 ) -> Image.Image:
     "A held-out photograph, damaged"
     photo, steps = examples[name]
-    im = open_photo(photo_sources()[photo][0])[0]
+    im = open_rgb(photo_sources()[photo][0])
     im.thumbnail((512, 512))
     return apply(parse_steps(steps), im, 1)
 
 # %% ../nbs/05c_page_parts.ipynb #46a32200
 def read_photo(
-    data # the bytes of a file, or a PIL image
+    data,               # the bytes of a file, or a PIL image
+    enlarge:int=1,      # how much larger the result will be
+    most:int=24_000_000 # pixels of the result, at most
 ) -> Image.Image:
-    "The photograph in a file that somebody has sent; raises `CourseError` in one line"
-    if isinstance(data, Image.Image): return data
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
-        try: return open_photo(io.BytesIO(data))[0]
-        except Exception as e: raise CourseError(f'{_why(e)}. Expected a photograph, such as a JPEG or PNG file') from None
+    "The photograph that somebody has sent, upright; raises `CourseError` in one line, before it is decoded where it is too large"
+    try: return open_photo(data, most=most//enlarge**2)[0]
+    except Image.DecompressionBombError as e: why = f'{e}, enlarged {enlarge} times: this page takes {most/1e6:.0f} megapixels. Use course restore'
+    except Exception as e: why = f'{why_unreadable(e)}. Expected a photograph, such as a JPEG or PNG file'
+    raise CourseError(why)
 
 # %% ../nbs/05c_page_parts.ipynb #c39b6b53
 class Photo:
@@ -51,12 +53,10 @@ class Photo:
     def __init__(self,
         data,                # see `read_photo`
         model, enlarge:int=1,# see `restore_photo`
-        most:int=24_000_000  # pixels of the result, at most
+        most:int=24_000_000  # see `read_photo`
     ):
-        im = read_photo(data)
-        if im.width*im.height*enlarge**2 > most:
-            raise CourseError(f'{im.width} × {im.height} pixels, enlarged {enlarge} times: this page takes {most/1e6:.0f} megapixels. Use course restore')
-        self.before, self.after = im, restore_photo(model, im, enlarge=enlarge)
+        self.before = read_photo(data, enlarge, most)
+        self.after = restore_photo(model, self.before, enlarge=enlarge)
 
 # %% ../nbs/05c_page_parts.ipynb #502757e2
 @patch

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MSELossFlat, Normalize, PILImage, RandTransform,
+from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MSELossFlat, Normalize, RandTransform,
     TensorImage, aug_transforms, imagenet_stats)
 from PIL import Image
 from .core import CourseError, data_home, default_device, md_table, show_images, tell_path
 from .crappify import crappify_folder, crappy_name
-from .data import TensorDL, get_data
+from .data import TensorDL, get_data, PILPhoto
 from .models import channels_last
 from .resnet import course_learner
 from .samples import known_files
@@ -67,7 +67,7 @@ def held_out(
     return int(hashlib.sha256(photo_of(p, root).encode()).hexdigest()[:8], 16) < share*2**32
 
 # %% ../nbs/04a_pairs.ipynb #60aad04a
-class SquarePhoto(PILImage):
+class SquarePhoto(PILPhoto):
     "A photograph cut to the square in its middle"
     @classmethod
     def create(cls, fn, **kwargs):

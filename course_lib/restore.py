@@ -16,14 +16,13 @@ import numpy as np, torch
 from fastai.vision.all import (DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize, TensorImage,
     imagenet_stats)
 from fastcore.basics import AttrDict
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from .core import (check_folder, CourseError, default_device, device_name, MadeHere, no_room,
     seed_everything, tell_path, versions, write_atomic)
-from course_lib.crappify import (Report, _files_in, _why, apply, as_rgb, crappy_name, file_bytes, open_photo,
-    parse_steps, psnr)
+from .crappify import Report, _files_in, _why, apply, crappy_name, file_bytes, open_photo, parse_steps, psnr
 from .models import channels_last, check_finite, is_oom
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .resnet import course_learner
@@ -234,7 +233,7 @@ def restore_photo(
     enlarge:float=1        # first make it larger by this factor (bicubic)
 ) -> Image.Image:          # PIL image in RGB
     "A photograph of any size through a network, in memory for itself, its result and a row of tiles; with attention in it, tiles are of 256 pixels"
-    given, k, im = im, grid_step(model), as_rgb(ImageOps.exif_transpose(im))
+    given, k, im = im, grid_step(model), open_photo(im)[0]
     if enlarge != 1: im = im.resize([max(1, round(o*enlarge)) for o in im.size], Image.Resampling.BICUBIC)
     if sees_all(model): most, tile, overlap = min(most, 256**2), min(tile, 256), min(overlap, 64)
     if tile % k or overlap % k or not 0 < 2*overlap <= tile:

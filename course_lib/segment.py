@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MaskBlock, Metric, Normalize, PILImage, PILMask,
+from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MaskBlock, Metric, Normalize, PILMask,
     aug_transforms, imagenet_stats)
 from .core import CourseError, default_device, seed_everything
-from .data import TensorDL, get_data, image_cache
+from .data import TensorDL, get_data, image_cache, PILPhoto
 from .models import card_bs, channels_last, check_finite, tell_memory
 from .resnet import DenseLayer, course_learner, transition
 from .unet import LastCross, UnetBlock, fit_stage, make_unet, norm_conv, small_encoder, unet_groups
@@ -89,7 +89,7 @@ def read_scene(
     codes:list # names of the classes
 ) -> list: # two tensors (3, h, w) of bytes
     "A picture and its painted mask"
-    pic, mask = (np.array(cls.create(f)) for cls,f in ((PILImage, p), (PILMask, mask_file(p))))
+    pic, mask = (np.array(cls.create(f)) for cls,f in ((PILPhoto, p), (PILMask, mask_file(p))))
     return [torch.from_numpy(pic).permute(2, 0, 1), paint(mask, codes)]
 
 # %% ../nbs/02_unet_segmentation.ipynb #f16bb2ba
@@ -115,7 +115,7 @@ def scene_dls(
     for k in ('train', 'valid'): check_masks([mask_file(p) for p in files[k]], codes, sz)
     valid = set(files['valid'])
     tfms = aug_transforms(max_rotate=10*a, max_zoom=1+.1*a, max_lighting=.2*a, max_warp=.2*a)
-    block = DataBlock((ImageBlock, MaskBlock(codes)), get_items=lambda _: files['train']+files['valid'],
+    block = DataBlock((ImageBlock(PILPhoto), MaskBlock(codes)), get_items=lambda _: files['train']+files['valid'],
         get_y=mask_file, splitter=FuncSplitter(lambda o: o in valid),
         batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
     dls = block.dataloaders(path, bs=bs, val_bs=2*bs, dl_type=TensorDL, sz=sz, device=default_device())
@@ -129,7 +129,7 @@ def scene_size(
     height:int # pixels
 ) -> tuple:    # (height, width), in the pictures' own shape, the width even
     "The size at a height"
-    w, h = PILImage.create(scene_files(path)['train'][0]).size
+    w, h = PILPhoto.create(scene_files(path)['train'][0]).size
     return height, round(w*height/h/2)*2
 
 # %% ../nbs/02_unet_segmentation.ipynb #c83178e3

@@ -9,7 +9,7 @@ __all__ = ['lbfgs', 'style_files', 'open_picture', 'picture_batch', 'soft_noise'
            'keep_colours']
 
 # %% ../nbs/08_style_transfer.ipynb #5fe3643f
-import math, warnings
+import math
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -22,6 +22,7 @@ from .feature_loss import fold_norms, gram_matrix
 from .models import half_dtype, imagenet_weights, in_half, memory_layout, torchvision_encoder
 from .unet import Hooks, before_it_shrinks, layer_shapes
 from .samples import known_files
+from .pictures import open_rgb
 
 # %% ../nbs/08_style_transfer.ipynb #5d0be9a4
 def _named(path, kind, name):
@@ -45,29 +46,9 @@ def open_picture(
     px:int=2048    # the longer side that is enough, in pixels
 ) -> Image.Image:  # RGB; its longer side is at least `px` where the file has that many, and less than twice that
     "A picture, made smaller while it is decoded; raises `CourseError` if it cannot be read, or is too large for that"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            return _open_reduced(Path(path), px)
-    except (OSError, ValueError, SyntaxError) as e: # Pillow raises all of them
-        why = f'{type(e).__name__}: {e}'
-        raise CourseError(f'{path}: not a picture that can be read ({why}). Expected a JPEG or PNG file') from None
-
-# %% ../nbs/08_style_transfer.ipynb #93ba319d
-def _open_reduced(path, px):
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None # we look at the size before anything is decoded
-    try: im = Image.open(path)
-    finally: Image.MAX_IMAGE_PIXELS = limit
-    with im:
-        full = im.size
-        k = next((o for o in (8, 4, 2) if max(full) >= o*px), 1)
-        im.draft('RGB', (full[0]//k, full[1]//k))
-        if im.width*im.height > 100_000_000:
-            raise CourseError(f'{path}: {full[0]:,}×{full[1]:,} pixels are too many to decode. Expected at most '
-                '100 million, or a JPEG, which can be made smaller on the way. Shrink it with another program')
-        if im.size != full:
-            print(f'{path.name}: {full[0]:,}×{full[1]:,} pixels, opened at {im.width:,}×{im.height:,}')
-        im = ImageOps.exif_transpose(im).convert('RGB')
+    im = open_rgb(path, longest=px)
+    w, h, _ = im.info.pop('drafted', (0, 0, 0))
+    if w: print(f'{Path(path).name}: {w:,}×{h:,} pixels, opened at {im.width:,}×{im.height:,}')
     im.thumbnail((2*px-1, 2*px-1), Image.Resampling.LANCZOS)
     return im
 

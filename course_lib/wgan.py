@@ -20,6 +20,7 @@ from .data import get_data, image_cache
 from .dcgan import DCGAN_D, DCGAN_G
 from .judge import to_bytes, to_unit
 from .models import check_finite, memory_layout
+from .pictures import open_rgb
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9ba17cc8
 def listed_pictures(
@@ -38,9 +39,8 @@ def open_square(
     f # a picture's file
 ) -> Image.Image: # RGB, square
     "The square in the middle of a picture"
-    with Image.open(f) as im:
-        im.draft('RGB', (128, 128)) # a JPEG is read at a fraction of its size, which is faster
-        im, s = im.convert('RGB'), min(im.size)
+    im = open_rgb(f, smallest=64) # a JPEG is read at a fraction of its size, which is faster
+    s = min(im.size)
     x, y = (im.width-s)//2, (im.height-s)//2
     return im.crop((x, y, x+s, y+s))
 

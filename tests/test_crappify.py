@@ -587,9 +587,13 @@ def test_real_full_disk(src, tmp_path, small_disk):
 
 
 def test_read_only(src, tmp_path):
-    "Something in the way of the results is said in one line"
+    "Where nothing can be written, one line says so and what to change; something in the way of some results is told, and the rest is made"
     (tmp_path/'a').mkdir(); (tmp_path/'a'/'cats').write_text('a file where a folder should be')
-    with pytest.raises(CourseError, match='cannot be written to'): crappify_folder(lecture, src, tmp_path/'a')
+    rep = crappify_folder(lecture, src, tmp_path/'a')
+    assert counts(rep) == (4, 0, 8) and all('cannot be written (' in why for _,why in rep.left_out) and (tmp_path/'a'/'cats').is_file()
+    (tmp_path/'b').mkdir(); (tmp_path/'b'/'.crappify').write_text('where our list should be')
+    with pytest.raises(CourseError, match='cannot be written to .*choose another folder') as e: crappify_folder(lecture, src, tmp_path/'b')
+    assert '\n' not in str(e.value)
 
 
 slow = '''
@@ -718,7 +722,7 @@ def test_save_and_load(python, data_folder):
         want = apply(fn, photo(), 4)
         assert apply(load_crappifier(name), photo(), 4).tobytes() == want.tobytes()
         photo().save('p.png')
-        res = python('from course_lib.crappify import *; import sys; sys.stdout.write(apply(load_crappifier(sys.argv[1]), open_photo("p.png")[0], 4).tobytes().hex())', name)
+        res = python('from course_lib.crappify import *; from course_lib.pictures import open_photo; import sys; sys.stdout.write(apply(load_crappifier(sys.argv[1]), open_photo("p.png")[0], 4).tobytes().hex())', name)
         assert res.stdout == want.tobytes().hex(), res.stderr
         save_crappifier(name+'_again', load_crappifier(name)) # and what was loaded can be kept again
     assert {'one', 'two', 'three', 'four', 'one_again'} <= set(saved_crappifiers())
