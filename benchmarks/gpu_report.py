@@ -79,7 +79,10 @@ def lesson(job, name, profile):
 def lessons(job):
     "All lessons at `sample`, several at once"
     from course_lib.cli import lesson_notebooks
-    return many_lessons(job, 'lessons', [o.stem for o in lesson_notebooks()][:1 if job.short else None], 'sample', job.jobs)
+    from course_lib.core import load_results
+    took = {o['lesson']: o['seconds'] for o in load_results() if o['kind'] == 'sample' and o['seconds']}
+    todo = sorted((o.stem for o in lesson_notebooks()), key=lambda o: -took.get(o, 20)) # the longest first
+    return many_lessons(job, 'lessons', todo[:1] if job.short else todo, 'sample', job.jobs)
 
 
 def many_lessons(job, part, names, profile, jobs):
@@ -177,7 +180,7 @@ def main(
     out:str='',        # folder (default: _runs/gpu/DEVICE)
     short:bool=False,  # everything shortened, to try the script itself; runs on a CPU, too
     keep:bool=False    # write to results/gpu/DEVICE
-) -> int: # the number of parts that failed
+):
     "Measure on a card what only a card can show"
     from course_lib.core import clone_root, default_device, device_name, runs_home
     kind = default_device().type
@@ -194,4 +197,4 @@ def main(
         if time.time() > job.end-5: print(f"{' '.join(todo)}: no time is left", flush=True); passed += [False]*len(todo); continue
         with ThreadPoolExecutor(len(todo)) as ex: passed += ex.map(lambda o: one_part(job, o), todo)
     print(f"{sum(passed)} of {len(passed)} parts · {folder}")
-    return sum(not o for o in passed)
+    if not all(passed): raise SystemExit(1)
