@@ -11,9 +11,10 @@ says so in its file, with the end of what it printed. What the lessons of `full`
 
 Data is looked for where fastai looks (FASTAI_HOME); a part without its data fails, the others go on. Writes _runs/gpu/DEVICE/ (--keep: results/gpu/DEVICE/).
 """
-import json, os, re, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, tempfile, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from fastcore.script import call_parse
 
@@ -21,12 +22,18 @@ root = Path(__file__).resolve().parent.parent
 
 
 def shell(cmd, timeout, **env):
-    "Run a command in the clone; gives (exit code or None where time ran out, what it printed, seconds)"
+    "Run a command in the clone; gives (exit code or None where time ran out, what it printed, seconds). Its children end with it"
     t0, env = time.time(), {**os.environ, 'PYTHONUNBUFFERED': '1', **{k: str(v) for k,v in env.items()}}
     path = os.pathsep.join(o for o in (str(root), os.environ.get('PYTHONPATH')) if o)
-    try: res = subprocess.run(cmd, cwd=root, env={**env, 'PYTHONPATH': path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)
-    except subprocess.TimeoutExpired as e: return None, (e.output or b'').decode(errors='replace'), time.time()-t0
-    return res.returncode, res.stdout.decode(errors='replace'), time.time()-t0
+    with tempfile.TemporaryFile() as f: # a pipe would stay open as long as any child lives
+        p = subprocess.Popen(cmd, cwd=root, env={**env, 'PYTHONPATH': path}, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
+        try: code = p.wait(timeout)
+        except subprocess.TimeoutExpired: code = None
+        finally:
+            with suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+            p.wait()
+        f.seek(0)
+        return code, f.read().decode(errors='replace'), time.time()-t0
 
 
 def told(code, out, seconds, most=3000):

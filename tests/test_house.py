@@ -53,12 +53,11 @@ def test_one_home_for_a_name():
     assert not {k: v for k,v in homes.items() if len(v) > 1}
 
 
-@each_module
-def test_pyflakes(mod):
+@pytest.mark.parametrize('file', [*modules.values(), *root.glob('tests/**/*.py'), *root.glob('benchmarks/*.py')], ids=lambda o: str(o.relative_to(root)))
+def test_pyflakes(file):
     "No undefined name, no import that nobody uses"
     from pyflakes.checker import Checker
-    tree = ast.parse(modules[mod].read_text())
-    assert not [str(o) for o in Checker(tree, filename=modules[mod].name).messages]
+    assert not [str(o) for o in Checker(ast.parse(file.read_text()), filename=file.name).messages]
 
 
 def imported(mod):
