@@ -332,3 +332,15 @@ def test_course_restore_with_a_model(course, album, saved, tmp_path):
 @pytest.mark.parametrize('args, said', [((), 'no photograph was named'), (('no.jpg',), 'no such file'), (('.', '--model', 'no.safetensors'), 'no such file'),
     (('.', '--enlarge', '99'), 'from 1 to 8')])
 def test_course_restore_errors(course, one_line, args, said): assert said in one_line(course('restore', *args))
+
+
+@pytest.mark.parametrize('said', ['CUDA out of memory. Tried to allocate', 'MPS backend out of memory (MPS allocated: 9.0 GB)'])
+def test_no_room_on_the_device(tmp_path, model, cat, said):
+    "A picture that does not fit is left out, whatever the device calls it; another error is none of that"
+    cat.save(tmp_path/'cat.png')
+    def full(x): raise RuntimeError(said)
+    model.forward = full
+    rep = restore_files([tmp_path/'cat.png'], model, tmp_path/'out', shown=False)
+    assert "does not fit into the device's memory" in str(rep.notes) and not list(tmp_path.rglob('out/*.png'))
+    said = 'shapes differ'
+    with pytest.raises(RuntimeError, match='shapes differ'): restore_files([tmp_path/'cat.png'], model, tmp_path/'out', shown=False)
