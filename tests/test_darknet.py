@@ -251,3 +251,29 @@ def test_train_under_torchrun(tmp_path):
     out = torchrun(tmp_path, whole_lesson, 'train', '10')
     assert out.count('2 processes of 64 pictures a batch') == 1
     assert (tmp_path/'runs'/'models'/'10_darknet_cifar10.pth').exists()
+
+
+def test_without_a_compiler(python, tmp_path):
+    "torch.compile that fails costs one line, and the network goes on without it"
+    code = '''
+import torch
+from course_lib import darknet
+from course_lib.core import lesson_settings
+print(darknet.can_compile(torch.device('cpu')))'''
+    res = python(code, CXX='no-such-compiler', TORCHINDUCTOR_CACHE_DIR=str(tmp_path/'inductor'))
+    lines = [o for o in res.stdout.splitlines() if o]
+    assert lines[-1] == 'False' and len(lines) == 2 and lines[0].startswith('torch.compile does not work here ('), res.stdout+res.stderr
+
+
+@pytest.mark.parametrize('works', [True, False])
+def test_fast_is_what_there_is(monkeypatch, works):
+    "`speed = fast` on a card compiles where that works, and takes the 16 bits that the card has"
+    done, net = [], Darknet([1], nf=4)
+    monkeypatch.setattr(darknet, 'default_device', lambda: torch.device('cuda', 0))
+    monkeypatch.setattr(Darknet, 'to', lambda self, *args, **kwargs: self)
+    monkeypatch.setattr(Darknet, 'compile', lambda self: done.append(self))
+    monkeypatch.setattr(darknet, 'can_compile', lambda device: works)
+    for low,mode in ((torch.bfloat16, 'bf16'), (torch.float16, 'fp16')):
+        monkeypatch.setattr(darknet, 'half_dtype', lambda device: low)
+        assert darknet._fast(net, cfg(speed='fast'))[1][-1].amp_mode.value == mode
+    assert len(done) == 2*works

@@ -325,3 +325,69 @@ def test_it_would_be_seen(card):
     with pytest.raises(TypeError, match='numpy'): plt.figure().gca().imshow(pics(8,8))
     with pytest.raises(AssertionError): on_card(torch.zeros(3))
     with pytest.raises(AssertionError): here(pics(3))
+
+
+# --- what a device can
+
+@pytest.mark.parametrize('device,has,want', [('cuda', True, torch.bfloat16), ('cuda', False, torch.float16), ('mps', False, None), ('meta', False, None)])
+def test_half_dtype(monkeypatch, device, has, want):
+    "What a card only emulates does not count"
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: has or including_emulation)
+    assert models.half_dtype(torch.device(device)) is want
+
+
+def test_half_dtype_of_a_cpu(monkeypatch):
+    for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, o, lambda: False)
+    assert models.half_dtype(torch.device('cpu')) is None
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
+    assert models.half_dtype(torch.device('cpu')) is torch.bfloat16
+
+
+def test_scaler(monkeypatch):
+    "CycleGAN scales its gradients where it works in float16, and nowhere else"
+    made = []
+    monkeypatch.setattr(torch.amp, 'GradScaler', lambda device, enabled: made.append(enabled))
+    monkeypatch.setattr(cyclegan.CycleGAN, 'to', lambda self, *args, **kwargs: self)
+    monkeypatch.setattr(cyclegan, 'memory_layout', lambda device: torch.channels_last)
+    for dev,low,half in (('cuda', torch.float16, 'auto'), ('cuda', torch.bfloat16, 'auto'), ('cuda', torch.float16, 'no'), ('cpu', torch.bfloat16, 'auto')):
+        monkeypatch.setattr(cyclegan, 'default_device', lambda: SimpleNamespace(type=dev))
+        monkeypatch.setattr(cyclegan, 'half_dtype', lambda device: low)
+        gan = cyclegan.CycleGAN(cfg('07', ngf=4, ndf=4, blocks=1, half=half))
+        assert gan.low is (low if dev == 'cuda' and half == 'auto' else None)
+    assert made == [True, False, False, False]
+
+
+def test_mps_only_when_asked_for(monkeypatch):
+    "`auto` takes CUDA or the CPU"
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    for cuda_too,want in ((False, 'cpu'), (True, 'cuda')):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda_too)
+        monkeypatch.setenv('COURSE_DEVICE', 'auto')
+        assert core.default_device().type == want
+        monkeypatch.setenv('COURSE_DEVICE', 'mps')
+        assert core.default_device().type == 'mps'
+
+
+def test_channels_last_in_one_place(monkeypatch):
+    "On MPS nothing is laid with its channels last: one function is asked by all"
+    monkeypatch.setattr(models, 'default_device', lambda: torch.device('mps'))
+    assert models.memory_layout() is torch.contiguous_format and models.channels_last() == []
+    monkeypatch.setattr(models, 'default_device', lambda: torch.device('cpu'))
+    assert models.memory_layout() is torch.channels_last and len(models.channels_last()) == 1
+    for m,mod in modules.items():
+        said = re.findall(r'ChannelsLast|torch\.channels_last', inspect.getsource(mod))
+        assert not said or m in ('models', 'unet'), (m, said) # the U-Net follows what comes in
+
+
+def test_no_context_for_a_name(monkeypatch, tmp_path):
+    "`course run` asks another process for the card's name: here CUDA never begins"
+    from course_lib import cli
+    (tmp_path/'x.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    monkeypatch.setattr(cli, 'execute', lambda *args: None)
+    monkeypatch.setattr(cli, 'default_device', lambda: cuda)
+    monkeypatch.setattr(core, 'default_device', lambda: cuda)
+    def begun(*args): raise AssertionError('CUDA began in this process')
+    for o in ('get_device_name', 'init', '_lazy_init', 'get_device_properties'): monkeypatch.setattr(torch.cuda, o, begun)
+    shown = []
+    cli.run_one(tmp_path/'x.ipynb', 'sample', tmp_path, SimpleNamespace(show=shown.append))
+    assert shown[0].endswith(core.device_name(torch.device('cpu'))) # what the other process takes for its default device

@@ -108,15 +108,33 @@ def test_parts_add_up():
     assert not any(o.requires_grad for o in loss.parts.values())
 
 
-def test_sixteen_bits():
-    "The judge in bfloat16 says nearly the same, and pulls in nearly the same direction"
+@pytest.mark.parametrize('low,outer', [(torch.bfloat16, None), (torch.float16, None), (None, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)])
+def test_sixteen_bits(low, outer):
+    "The judge in 16 bits, or all under autocast, as in a fit in mixed precision: nearly the same, and in nearly the same direction"
     judge, (x, y) = Judge(lively('vgg11_bn'), [2, 6]), torch.randn(2,2,3,32,32)
-    slopes, values = [], []
-    for low in (None, torch.bfloat16):
+    def value_and_slope(low, outer):
         p = x.clone().requires_grad_()
-        values.append(FeatureLoss(judge, (1,1), low=low)(p, y))
-        slopes.append(torch.autograd.grad(values[-1], p)[0].flatten())
-    assert abs(values[1]/values[0]-1) < .03 and F.cosine_similarity(*slopes, dim=0) > .98
+        with torch.autocast('cpu', outer, enabled=outer is not None): value = FeatureLoss(judge, (1,1), low=low)(p, y)
+        return value, torch.autograd.grad(value, p)[0].flatten()
+    (v, slope), (exact, wanted) = value_and_slope(low, outer), value_and_slope(None, None)
+    assert abs(v/exact-1) < .03 and F.cosine_similarity(slope, wanted, dim=0) > .98 and .95 < slope.norm()/wanted.norm() < 1.05
+
+
+def test_small_gradients_survive_float16():
+    "A loss over many activations: without a scaler most of its gradients would be zero"
+    judge, (x, y) = Judge(lively('vgg11_bn'), [2]), torch.randn(2,1,3,256,256)
+    p = x.clone().requires_grad_()
+    FeatureLoss(judge, (.01,), gram=0, pixel=0, low=torch.float16)(p, y).backward()
+    exact = x.clone().requires_grad_()
+    FeatureLoss(judge, (.01,), gram=0, pixel=0)(exact, y).backward()
+    assert F.cosine_similarity(p.grad.flatten(), exact.grad.flatten(), dim=0) > .99
+
+
+def test_gram_in_sixteen_bits():
+    "Strong activations in many places: their sum has no room in float16"
+    x = torch.full((1,4,256,256), 30.)
+    with torch.autocast('cpu', torch.float16): g = gram_matrix(x)
+    torch.testing.assert_close(g.float(), gram_matrix(x), rtol=.01, atol=0)
 
 
 def test_gram_is_blind_to_places():
