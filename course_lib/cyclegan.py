@@ -178,6 +178,13 @@ def gan_loss(
 
 def _l1(x, y): return F.l1_loss(x.float(), y)
 
+# %% ../nbs/07_cyclegan.ipynb #e4b19d07
+def _check_sizes(cfg):
+    "Raise `CourseError` for pictures that a generator would give back in another size, or a critic would halve away"
+    if cfg.sz % 4: raise CourseError(f'sz = {cfg.sz}: a generator halves twice and doubles twice. Expected a multiple of 4')
+    if cfg.sz < 3*2**cfg.layers: raise CourseError(f'sz = {cfg.sz}: a critic of layers = {cfg.layers} halves it away. Expected '
+                                                   f'at least {3*2**cfg.layers}, or fewer layers')
+
 # %% ../nbs/07_cyclegan.ipynb #f9530040
 class CycleGAN(nn.Module):
     "Two generators, two critics, their optimisers and pools"
@@ -187,6 +194,7 @@ class CycleGAN(nn.Module):
         seed:int=None     # for the weights and the pools; None: that of the settings
     ):
         super().__init__()
+        _check_sizes(cfg)
         seed = cfg.seed if seed is None else seed
         torch.manual_seed(seed)
         make = generator or partial(ResnetGenerator, cfg.ngf, cfg.blocks, bool(cfg.skip))

@@ -8,7 +8,7 @@ __all__ = ['variants', 'answers', 'answers_full', 'DeviceDL', 'channel_stats', '
            'fit_darknet', 'darknet_of', 'far_stem', 'Branches', 'Together', 'train', 'fit_cifar']
 
 # %% ../nbs/10_darknet_cifar10.ipynb #e20e5718
-import os, time
+import os, re, time
 import torch, torch.nn.functional as F
 from torch import nn
 from functools import partial
@@ -87,12 +87,11 @@ def cifar_dls(
     batch_tfms=None  # augmentation of training batches; None: reflected shifts by up to 4 pixels, and mirroring
 ): # fastai DataLoaders; a batch is (bs, 3, 32, 32) floats and (bs,) classes
     "CIFAR-10 as normalised batches that are made on the device"
+    if bs < 2: raise CourseError(f'bs = {bs}: batch norm needs more than one picture. Expected a larger bs')
     tfms = [ReflectCrop(4)] if batch_tfms is None else batch_tfms
     block = DataBlock((ImageBlock(PILImage), CategoryBlock), get_items=known_images,
         splitter=GrandparentSplitter('train', 'test'), get_y=parent_label)
     dls = block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=DeviceDL, device=default_device())
-    n = len(dls.train_ds)
-    if not len(dls.train): raise CourseError(f'cifar_dls: bs = {bs}, {n} training pictures. Expected a smaller bs')
     mean, std = (o.view(1,-1,1,1) for o in channel_stats(dls.train.tensors()[0]))
     dls.add_tfms([*tfms, Normalize(mean, std)], 'after_batch')
     return dls
@@ -221,6 +220,8 @@ def darknet_of(
     **kwargs # more for `Darknet`
 ) -> Darknet:
     "The network that the settings describe"
+    if not re.fullmatch(r'\s*\d+(\s+\d+)*\s*', cfg.groups):
+        raise CourseError(f'groups = {cfg.groups}: expected how many layers each group has, such as 1 2 4 6 3')
     return Darknet([int(o) for o in cfg.groups.split()], nf=cfg.nf, **kwargs)
 
 # %% ../nbs/10_darknet_cifar10.ipynb #d31966d2

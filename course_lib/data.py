@@ -57,8 +57,10 @@ def count_files(
 def known_images(
     path:str|Path # a dataset's folder
 ) -> list:        # their files, in the order of `get_image_files`
-    "A dataset's pictures, without those that somebody else has put into a sample's folder"
-    return L(known_files(get_image_files(path)))
+    "A dataset's pictures, without those that somebody else has put into a sample's folder; raises `CourseError` where there are none"
+    files = L(known_files(get_image_files(path)))
+    if not files: raise CourseError(f'{path}: no pictures there. Expected the folders of a dataset')
+    return files
 
 # %% ../nbs/00b_data.ipynb #0748f812
 def _listed(file):
@@ -438,8 +440,10 @@ def _squished(after_item, sz):
 
 # %% ../nbs/00b_data.ipynb #589a6044
 class TensorDL(TfmdDL):
-    "A `TfmdDL` that decodes pictures once and takes batches by index; lists under 50 are read as usual"
+    "A `TfmdDL` that decodes pictures once and takes batches by index; lists under 50 are read as usual; raises `CourseError` where there are fewer than a whole batch"
     def __init__(self, dataset, bs=64, sz=None, num_workers=0, **kwargs):
+        if kwargs.get('drop_last') and len(dataset) < bs:
+            raise CourseError(f'bs = {bs}, and there are {len(dataset)} training pictures. Expected a smaller bs')
         self.sz, self._tensors = sz, None
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
         _no_item_tfms(self.after_item)

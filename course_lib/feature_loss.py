@@ -161,7 +161,7 @@ def make_judge(
     "The judge that the settings ask for; `judge_layers` counts the places where its grid is about to shrink, from 0"
     weights = imagenet_weights(cfg.judge, cfg.pretrained)
     encoder = torchvision_encoder(cfg.judge, weights)
-    places, wanted = before_it_shrinks(layer_shapes(encoder)), [int(o) for o in str(cfg.judge_layers).split()]
+    places, wanted = before_it_shrinks(layer_shapes(encoder)), [int(o) if o.isdecimal() else len(encoder) for o in str(cfg.judge_layers).split()]
     if not wanted or max(wanted) >= len(places):
         raise CourseError(f'judge_layers = {cfg.judge_layers}: {cfg.judge} shrinks {len(places)} times. Expected numbers from 0 to {len(places)-1}')
     judge = Judge(encoder, [places[i] for i in wanted]).to(x.device)

@@ -82,7 +82,12 @@ def patch_critic(
     return nn.Sequential(*layers, spectral_norm(nn.Conv2d(2*nf, 1, 4, bias=False)), nn.Flatten())
 
 # %% ../nbs/04_gan_superres.ipynb #02437d7b
-def lesson_critic(cfg): return patch_critic(cfg.nf_critic, cfg.blocks_critic, cfg.p_critic) # settings of that name
+def lesson_critic(cfg): # settings: crop, nf_critic, blocks_critic, p_critic
+    "The critic of the settings; raises `CourseError` where its last grid would be smaller than its last kernel"
+    if cfg.crop < 8*2**cfg.blocks_critic:
+        raise CourseError(f'crop = {cfg.crop}: blocks_critic = {cfg.blocks_critic} halves it until fewer than 4×4 are left. Expected '
+                          f'a crop of {8*2**cfg.blocks_critic} or more, or fewer blocks')
+    return patch_critic(cfg.nf_critic, cfg.blocks_critic, cfg.p_critic)
 
 # %% ../nbs/04_gan_superres.ipynb #5e755541
 def critic_dls(

