@@ -3,14 +3,17 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
+from conftest import patience
 from course_lib import cli
 from course_lib.core import CourseError, load_answers
 
 LESSONS = [f'{i:02d}' for i in range(1, 12)]
 
 lesson_run = '''
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background is born deaf to it
+exec(sys.argv.pop(1))
 from course_lib import cli
 root = Path(sys.argv.pop(1))
 cli.clone_root = lambda: root
@@ -56,10 +59,11 @@ def test_goes_on_past_a_failing_lesson(nbs, tmp_path, capsys):
     assert 'ZeroDivisionError' in (tmp_path/'out'/'01_fails.html').read_text()
 
 
-def start_run(tmp_path, *args):
-    env = {**os.environ, 'COURSE_RUNS': str(tmp_path/'out')}
-    return subprocess.Popen([sys.executable, '-c', lesson_run, tmp_path/'mine', 'run', *args], cwd=tmp_path, env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+def start_run(tmp_path, *args, first='', **env):
+    "`course run` in a process of its own, after the code in `first`; a variable that is None is not there"
+    env = {k: v for k,v in {**os.environ, 'COURSE_RUNS': str(tmp_path/'out'), **env}.items() if v is not None}
+    return subprocess.Popen([sys.executable, '-c', lesson_run, first, tmp_path/'mine', 'run', *args], cwd=tmp_path, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, encoding='utf-8', errors='surrogateescape')
 
 
 def test_exit_code(nbs, tmp_path):
@@ -67,7 +71,7 @@ def test_exit_code(nbs, tmp_path):
     nbs(_01_fails=['1/0'], _02_works=['print(1)'])
     for name,code in (('01', 1), ('02', 0)):
         p = start_run(tmp_path, name)
-        out, err = p.communicate(timeout=100)
+        out, err = p.communicate(timeout=patience)
         assert p.returncode == code and 'Traceback (most recent' not in err, out+err
 
 
@@ -84,23 +88,159 @@ def wait_for(what, seconds):
     return res
 
 
-def test_ctrl_c(nbs, tmp_path):
-    "The table of what is finished, exit code 130, no traceback, no kernel left, and no further lesson"
-    pid = tmp_path/'pid'
-    nbs(_01_first=['print(1)'], _02_long=[f'import os, time; open({str(pid)!r}, "w").write(str(os.getpid())+"!")', 'time.sleep(100)'], _03_last=['print(3)'])
-    p = start_run(tmp_path)
-    try:
-        assert wait_for(lambda: pid.exists() and pid.read_text().endswith('!'), 60)
-        time.sleep(1)
-        os.killpg(p.pid, signal.SIGINT)
-        out, err = p.communicate(timeout=60)
+sleeper = 'import subprocess; child = subprocess.Popen(["sleep", "1000"])'
+
+nbclient_hangs = '''
+import time
+from nbclient import NotebookClient
+async def hang(self): time.sleep(1000)
+NotebookClient._async_cleanup_kernel = hang
+'''
+
+lost_exception = '''
+import os
+from course_lib import cli
+class Goes:
+    def __del__(self): os.kill(os.getpid(), signal.SIGINT) # what is raised while an object goes is ignored
+def show(self, s):
+    if 'starting a kernel' in s: Goes()
+cli.LiveLine.show = show
+'''
+
+
+def stop(p, pids=()):
+    "What a run said that was stopped; none of its processes may live on"
+    try: out, err = p.communicate(timeout=patience)
     finally:
         if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
-    kernel = int(pid.read_text()[:-1])
-    assert wait_for(lambda: not alive(kernel), 20), 'the kernel lives on'
-    assert p.returncode == 130 and 'Traceback' not in out+err, out+err
-    assert 'stopped by Ctrl-C' in out and '01_first  ok' in out[out.index('lesson '):]
-    assert 'died' not in out and not (tmp_path/'out'/'03_last.ipynb').exists()
+    for o in pids: assert wait_for(lambda: not alive(o), patience), 'a process lives on'
+    assert p.returncode == 130 and 'stopped by Ctrl-C' in out, out+err
+    return out, err
+
+
+@pytest.mark.parametrize('first', ['', nbclient_hangs], ids=['as it is', 'nbclient hangs'])
+def test_ctrl_c(nbs, tmp_path, first):
+    "The table of what is finished, exit code 130, no traceback, no kernel left and nothing that it started, and no further lesson; also when the kernel's client does not come back"
+    f = tmp_path/'pids'
+    nbs(_01_first=['print(1)'], _02_long=[f'{sleeper}; import os; open({str(f)!r}, "w").write(f"{{os.getpid()}} {{child.pid}}!")', 'child.wait()'], _03_last=['print(3)'])
+    p = start_run(tmp_path, *(['02', '03'] if first else []), first=first)
+    assert wait_for(lambda: f.exists() and f.read_text().endswith('!') or p.poll() is not None, patience)
+    os.killpg(p.pid, signal.SIGINT)
+    out, err = stop(p, map(int, f.read_text()[:-1].split()))
+    assert 'Traceback' not in out+err and 'died' not in out and not (tmp_path/'out'/'03_last.ipynb').exists(), out+err
+    if not first: assert '01_first  ok' in out[out.index('lesson '):]
+
+
+def test_ctrl_c_while_the_kernel_starts(nbs, tmp_path):
+    "At any moment: here, before there is a kernel to end"
+    nbs(_01_long=['import time; time.sleep(1000)'])
+    out, err = stop(start_run(tmp_path, first='''
+import os
+from jupyter_client.provisioning import LocalProvisioner
+real = LocalProvisioner.pre_launch
+async def pre_launch(self, **kwargs):
+    os.kill(os.getpid(), signal.SIGINT)
+    return await real(self, **kwargs)
+LocalProvisioner.pre_launch = pre_launch
+'''))
+    assert 'Traceback' not in out+err, out+err
+
+
+def test_ctrl_c_that_python_ignores(nbs, tmp_path):
+    "It comes while Python clears up after an object, where exceptions are ignored, and stops the run all the same"
+    nbs(_01_long=['import time; time.sleep(1000)'])
+    stop(start_run(tmp_path, first=lost_exception))
+
+
+def page_of(tmp_path, name='01_any'):
+    nb = json.loads((tmp_path/'out'/f'{name}.ipynb').read_text(encoding='utf-8'))
+    return [o for c in nb['cells'] for o in c.get('outputs', [])], (tmp_path/'out'/f'{name}.html').read_text(encoding='utf-8')
+
+
+no_user = '''
+import pwd
+def nobody(uid): raise KeyError(uid)
+pwd.getpwuid = nobody
+'''
+
+@pytest.mark.parametrize('first, env', [('', dict(MPLBACKEND='svg')), ('', dict(MPLBACKEND='Qt')), ('', dict(MPLBACKEND='agg')), (no_user, dict(HOME=None)),
+    ('', dict(HOME='file')), ('', dict(TMPDIR='long')), ('', dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')),
+    ('', dict(PYTHONIOENCODING='latin-1')), ('', dict(PYTHONIOENCODING='utf-8:strict'))], ids=lambda o: ' '.join(map(str, o)) if isinstance(o, dict) else bool(o))
+def test_any_terminal_any_home(nbs, tmp_path, first, env):
+    "A figure, text that the terminal cannot show, a name that is not UTF-8: the page has them, and the run says ok"
+    if 'HOME' in env and env['HOME']:
+        env = dict(HOME=str(tmp_path/'file'/'home'))
+        (tmp_path/'file').write_text('')
+    if 'TMPDIR' in env:
+        env = dict(TMPDIR=str(tmp_path/('d'*100)))
+        Path(env['TMPDIR']).mkdir()
+    nbs(_01_any=['import matplotlib.pyplot as plt; plt.plot([1, 2]);', 'print("█ → 水", "\\udcff")'])
+    p = start_run(tmp_path, first=first, **env)
+    out, err = p.communicate(timeout=patience)
+    assert p.returncode == 0 and '01_any  ok' in out and 'Traceback' not in err, out+err
+    outs, html = page_of(tmp_path)
+    assert any('image/png' in o.get('data', {}) for o in outs) and 'data:image/png;base64' in html
+    assert '█ → 水' in ''.join(''.join(o.get('text', '')) for o in outs) and '█ → 水' in html
+    if 'latin-1' in env.values(): assert '--' in out and '─' not in out
+
+
+@pytest.mark.parametrize('enc', ['latin-1', 'ascii', 'utf-8:strict'])
+def test_other_commands_on_any_terminal(course, tmp_path, enc):
+    "Results, and a report about a file whose name is no text"
+    res = course('results', PYTHONIOENCODING=enc)
+    assert res.returncode == 0 and 'lesson' in res.stdout, res.stderr
+    name = os.fsdecode(b'\xff\xe9.jpg')
+    try: (tmp_path/'in').mkdir(); (tmp_path/'in'/name).write_text('no picture')
+    except OSError: pytest.skip('this file system has names in UTF-8 only')
+    res = course('restore', tmp_path/'in', '--out', tmp_path/'out', PYTHONIOENCODING=enc)
+    assert res.returncode == 1 and '1 left out' in res.stdout and 'Traceback' not in res.stderr, res.stderr
+
+
+def test_run_leaves_what_is_not_ours(nbs, tmp_path, capsys):
+    "An executed copy that somebody has edited, and a page that was there before, stay; the new ones get a number; those that are ours are written over"
+    nbs(_01_any=['print(1)'], _02_other=['print(2)'])
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'02_other.html').write_text('my page')
+    for _ in range(2): assert cli.run(profile='sample', out=str(tmp_path/'out')) == 0
+    assert '02_other in ' in (said := capsys.readouterr().out) and 'this run is in 02_other-2' in said
+    nb = (tmp_path/'out'/'01_any.ipynb').read_text() + ' '
+    (tmp_path/'out'/'01_any.ipynb').write_text(nb)
+    assert cli.run('01', profile='sample', out=str(tmp_path/'out')) == 0
+    assert (tmp_path/'out'/'01_any.ipynb').read_text() == nb and (tmp_path/'out'/'02_other.html').read_text() == 'my page'
+    assert {o.name for o in (tmp_path/'out').glob('[!.]*')} == {'01_any.ipynb', '01_any.html', '01_any-2.ipynb', '01_any-2.html', '02_other.html', '02_other-2.ipynb', '02_other-2.html'}
+
+
+def test_run_into_the_notebooks(nbs, tmp_path):
+    "Refused, and under a link's name too"
+    path = nbs(_01_any=['print(1)'])/'nbs'
+    (tmp_path/'link').symlink_to(path)
+    before = (path/'01_any.ipynb').read_bytes()
+    for o in (path, tmp_path/'link'):
+        with pytest.raises(CourseError, match='the notebooks themselves.*--out'): cli.run(profile='sample', out=str(o))
+    assert (path/'01_any.ipynb').read_bytes() == before and [o.name for o in path.iterdir()] == ['01_any.ipynb']
+
+
+def test_run_without_room(nbs, tmp_path, monkeypatch, capsys):
+    "A folder that cannot be: before anything runs. A disk that becomes full: a line, and the table of what is done"
+    nbs(_01_any=['print(1)'], _02_other=['print(2)'])
+    (tmp_path/'file').write_text('')
+    with pytest.raises(CourseError, match='cannot be written to.*--out or COURSE_RUNS'): cli.run(profile='sample', out=str(tmp_path/'file'/'out'))
+    real = os.replace
+    def full(a, b):
+        if '02_other' in str(b): raise OSError(28, 'No space left on device')
+        real(a, b)
+    monkeypatch.setattr('os.replace', full)
+    assert cli.run(profile='sample', out=str(tmp_path/'out')) == 1
+    out = capsys.readouterr().out
+    assert 'the disk is full. Make room there, or choose another place with --out or COURSE_RUNS' in out and '01_any  ok' in out[out.index('lesson '):]
+
+
+@pytest.mark.parametrize('args, said', [(('restore', 'photos', '--out', 'file/out'), '--out'), (('data', 'human_numbers'), 'COURSE_DATA'), (('run', '01', '--out', 'file/x'), '--out')])
+def test_no_place_to_write(course, photos, one_line, tmp_path, args, said):
+    "One line that names what to change"
+    (tmp_path/'file').write_text('')
+    line = one_line(course(*args, COURSE_DATA=str(tmp_path/'file'/'data')))
+    assert 'cannot be written to' in line and said in line
 
 
 def test_reader_leaves():
