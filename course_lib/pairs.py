@@ -17,7 +17,7 @@ from fastai.vision.all import (ChannelsLast, DataBlock, FuncSplitter, ImageBlock
     TensorImage, aug_transforms, imagenet_stats)
 from PIL import Image
 from .core import CourseError, data_home, default_device, md_table, show_images, tell_path
-from .crappify import crappify_folder, crappy_name
+from .crappify import _legible, crappify_folder, crappy_name
 from .data import PILPhoto, TensorDL, get_data
 from .resnet import course_learner
 from .unet import Unet, make_unet, unet_groups
@@ -25,11 +25,12 @@ from .unet import Unet, make_unet, unet_groups
 # %% ../nbs/04a_pairs.ipynb #d0cc4351
 def pair_files(
     path_hr, path_lr, # folders of good and of crappy photographs
-    pattern:str       # which of the good ones, such as `images/*.jpg`
+    pattern:str,      # which of the good ones, such as `images/*.jpg`
+    left_out=()       # those of which there is no crappy twin, and shall be none
 ) -> dict:            # good file → crappy file
     "Pairs by relative path; raises `CourseError` for a photograph without a crappy twin"
     twin = lambda p: Path(path_lr)/crappy_name(str(p.relative_to(path_hr)))
-    pairs = {p: twin(p) for p in sorted(Path(path_hr).glob(pattern))}
+    pairs = {p: twin(p) for p in sorted(Path(path_hr).glob(pattern)) if p not in left_out}
     lost = [p.name for p,o in pairs.items() if not o.exists()]
     if not pairs: raise CourseError(f'{tell_path(path_hr)}: no file matches {pattern!r}. Expected photographs')
     if lost: raise CourseError(f'{tell_path(path_lr)}: no crappy twin of {lost[0]} ({len(lost)} of {len(pairs)}). Run crappify_folder again')
@@ -40,10 +41,12 @@ def make_pairs(
     cfg,             # settings: dataset, files, crappifier, variants, seed
     name:str='pairs' # of the folder for the crappy ones
 ) -> tuple:          # (the folder of the good ones, pairs as `pair_files` gives them)
-    "Crappify a dataset, or what is missing of it, and pair it with itself"
-    path_hr, home = get_data(cfg.dataset, cfg.profile), data_home()/'cache'/f'{name}-{cfg.dataset}'
-    for k in range(cfg.get('variants', 1)): crappify_folder(cfg.crappifier, path_hr, home/str(k), seed=cfg.seed+k, shown=False)
-    return path_hr, pair_files(path_hr, home/'0', cfg.files)
+    "Crappify a dataset, or what is missing of it, and pair it with itself; a line for each photograph that has to be left out"
+    path_hr, home = Path(get_data(cfg.dataset, cfg.profile)), data_home()/'cache'/f'{name}-{cfg.dataset}'
+    reports = [crappify_folder(cfg.crappifier, path_hr, home/str(k), seed=cfg.seed+k, shown=False) for k in range(cfg.get('variants', 1))]
+    wanted, left_out = set(path_hr.glob(cfg.files)), {path_hr/o: why for rep in reports for o,why in rep.left_out}
+    for o in sorted(wanted & left_out.keys()): print(' '.join(f'{_legible(str(o.relative_to(path_hr)))}: {left_out[o]}. Left out'.split()))
+    return path_hr, pair_files(path_hr, home/'0', cfg.files, left_out)
 
 # %% ../nbs/04a_pairs.ipynb #657ba983
 def photo_of(
@@ -61,7 +64,7 @@ def held_out(
     "Is a picture for validation? As the folders `train` and `valid` say, else by a hash of the photograph's name"
     top = Path(p).relative_to(root).parts[0]
     if top in ('train', 'valid'): return top == 'valid'
-    return int(hashlib.sha256(photo_of(p, root).encode()).hexdigest()[:8], 16) < share*2**32
+    return int(hashlib.sha256(photo_of(p, root).encode('utf-8', 'surrogateescape')).hexdigest()[:8], 16) < share*2**32
 
 # %% ../nbs/04a_pairs.ipynb #60aad04a
 class SquarePhoto(PILPhoto):
