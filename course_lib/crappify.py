@@ -15,10 +15,13 @@ __all__ = ['steps', 'combinators', 'filters', 'lecture', 'old_family', 'rng_for'
 # %% ../nbs/03a_crappifiers.ipynb #a4384200
 import ast, dis, errno, hashlib, importlib, inspect, io, json, linecache, math, os, pickle, re, stat, sys, textwrap
 import time, traceback
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from inspect import Parameter, Signature, signature
+from itertools import islice
+from multiprocessing import current_process
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import NamedTuple
@@ -26,7 +29,6 @@ from typing import NamedTuple
 import cloudpickle, numpy as np
 from fasttransform import Transform
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageFont
 from scipy import fft, ndimage
@@ -1153,7 +1155,7 @@ def _make_one(job, rel):
         why = explain(job.fn, e)
         return left_out(f'the crappifier failed: {why}', error=why)
     try: return _Made(rel, file_bytes(res, crappy_name(rel)), (st.st_size, st.st_mtime_ns), note)
-    except Exception as e: return left_out(f'its format cannot hold the result, {res.width}×{res.height} pixels ({type(e).__name__})')
+    except Exception as e: return left_out(f'its format cannot hold the result, {res.width:,}×{res.height:,} pixels ({type(e).__name__})')
 
 # %% ../nbs/03a_crappifiers.ipynb #6819f1bb
 def _packed(job):
@@ -1180,10 +1182,16 @@ def _make_many(data, rels): return [_make_one(_unpacked(data), o) for o in rels]
 # %% ../nbs/03a_crappifiers.ipynb #aa9ea10b
 def _in_processes(data, batches, n):
     "What becomes of the files, a batch at a time, in the order in which n processes finish them"
-    make = Parallel(n, backend='loky', return_as='generator_unordered', batch_size=1, pre_dispatch='2*n_jobs')
-    try: yield from make(delayed(_make_many)(data, o) for o in batches)
+    ex = get_reusable_executor(n, timeout=30, env=dict(OMP_NUM_THREADS='1'))
+    batches, waiting = iter(batches), set()
+    try:
+        while True:
+            waiting |= {ex.submit(_make_many, data, o) for o in islice(batches, 2*n-len(waiting))} # one to work on, and the next
+            if not waiting: return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for o in done: yield o.result()
     except BrokenProcessPool: raise CourseError('a worker has died, of too little memory most often. Run it again with fewer workers') from None
-    finally: get_reusable_executor().shutdown(kill_workers=True) # who knows other states of the learner's modules
+    finally: ex.shutdown(kill_workers=True) # they know the learner's modules as they are now, and no later
 
 # %% ../nbs/03a_crappifiers.ipynb #444713a4
 _soon = 3 # seconds of work for which no worker is started
@@ -1194,7 +1202,7 @@ def _in_order(job, batches, n):
     for i,batch in enumerate(batches):
         yield [_make_one(job, o) for o in batch]
         spent, left = time.perf_counter()-start, len(batches)-i-1
-        if n == 1 or not left or data is None or spent/(i+1)*left < _soon: continue
+        if n == 1 or current_process().daemon or not left or data is None or spent/(i+1)*left < _soon: continue
         data = _packed(job)
         if data is not None:
             yield from _in_processes(data, batches[i+1:], n)

@@ -343,7 +343,7 @@ def image_cache(
 def _cache_key(files, open_image, sz):
     "Names in order, who opens them (`PILImageBW.create` is a method of its class), and the size"
     opener = getattr(getattr(open_image, '__self__', None), '__name__', ''), getattr(open_image, '__qualname__', repr(open_image))
-    return hashlib.sha256('\n'.join([*map(str, files), *opener, str(sz)]).encode()).hexdigest()[:20]
+    return hashlib.sha256('\n'.join([*map(str, files), *opener, str(sz)]).encode('utf-8', 'surrogateescape')).hexdigest()[:20]
 
 # %% ../nbs/00b_data.ipynb #6b0d92e4
 def _cached(dest, stats, code):

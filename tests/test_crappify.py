@@ -1,5 +1,5 @@
 "Crappifiers: every step on every picture, chains and their text, folders of pairs whatever happens, and functions that are kept"
-import errno, io, os, pickle, signal, struct, subprocess, sys, time, zlib
+import errno, io, json, os, pickle, signal, struct, subprocess, sys, time, zlib
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image, ImageFilter, ImageOps
@@ -596,6 +596,255 @@ def test_read_only(src, tmp_path):
     assert '\n' not in str(e.value)
 
 
+# What is not ours
+
+def test_what_it_has_not_made_is_left(src, tmp_path):
+    "A photograph in the destination, or a link to one, is never written over: reported, and the rest is made"
+    dst = tmp_path/'a'
+    (dst/'cats').mkdir(parents=True)
+    photo(31, 30).save(dst/'0.jpg')                       # from another camera, with the same name
+    (dst/'3.jpeg').symlink_to(src/'3.jpeg')               # a link to the photograph itself
+    os.link(src/'6.JPG', dst/'6.JPG')                     # the photograph itself, under a second name
+    (dst/'9.png').symlink_to(tmp_path/'nowhere.png')      # a link that leads nowhere
+    (dst/'cats'/'young').symlink_to(src/'cats'/'young')   # the folder itself
+    before, there = results(src), {o: (dst/o).lstat() for o in ('0.jpg', '3.jpeg', '6.JPG', '9.png')}
+    rep = crappify_folder(lecture, src, dst)
+    why = dict(rep.left_out)
+    assert counts(rep) == (4, 0, 8) and results(src) == before and {o: (dst/o).lstat() for o in there} == there
+    assert 'not made here' in why['0.jpg'] and 'not made here' in why['9.png']
+    assert all('a photograph that is read' in why[o] for o in why if o not in ('0.jpg', '9.png'))
+
+
+def test_a_photograph_in_the_place_of_a_result(src, tmp_path):
+    "Somebody has put a photograph where a result was: it is left, whatever becomes of the function and of the source; our own is made again or taken away"
+    dst = tmp_path/'a'
+    assert crappify_folder(lecture, src, dst).made == 12
+    photo(55, 44).save(dst/'0.jpg'); mine = (dst/'0.jpg').read_bytes()
+    for fn in (lecture, jpeg(9)):
+        rep = crappify_folder(fn, src, dst)
+        assert [o for o,_ in rep.left_out] == ['0.jpg'] and (dst/'0.jpg').read_bytes() == mine
+    for o in ('0.jpg', '3.jpeg'): (src/o).write_bytes(b'no photograph any more')
+    rep = crappify_folder(lecture, src, dst)
+    assert counts(rep) == (10, 0, 2) and (dst/'0.jpg').read_bytes() == mine and not (dst/'3.jpeg').exists()
+
+
+def test_a_list_of_before(src, tmp_path):
+    "What an older version has made, whose list has no digests, is ours too"
+    dst = tmp_path/'a'
+    crappify_folder(lecture, src, dst)
+    log = dst/'.crappify'/'made.jsonl'
+    log.write_text(''.join(json.dumps(json.loads(o)[:6])+'\n' for o in log.read_text().splitlines()))
+    assert counts(crappify_folder(lecture, src, dst)) == (0, 12, 0) and counts(crappify_folder(jpeg(9), src, dst)) == (12, 0, 0)
+
+
+def test_crash_before_the_file_is_in_its_place(src, tmp_path, monkeypatch):
+    "A line is written first: what was put into its place and never noted as finished is still ours"
+    dst, put = tmp_path/'a', C._put
+    def stop(dst, rel, data):
+        put(dst, rel, data)
+        if rel == '6.JPG': raise KeyboardInterrupt
+    crappify_folder(jpeg(9), src, dst)
+    with monkeypatch.context() as m:
+        m.setattr(C, '_put', stop)
+        with pytest.raises(KeyboardInterrupt): crappify_folder(lecture, src, dst, workers=1)
+    assert len(crappify_folder(lecture, src, dst).left_out) == 0
+    crappify_folder(lecture, src, tmp_path/'b')
+    assert results(dst) == results(tmp_path/'b')
+
+
+# No file stops the run
+
+def test_long_names(tmp_path):
+    "Up to the limit of the file system; where .png would be one byte too many, a line"
+    (tmp_path/'src').mkdir()
+    names = ['x'*(n-4)+'.png' for n in (250, 254, 255)] + ['y'*(n-4)+'.gif' for n in (250, 251, 252, 255)] + ['ä'*125+'.png']
+    for o in names: photo(20, 20).save(tmp_path/'src'/o)
+    rep = crappify_folder(lecture, tmp_path/'src', tmp_path/'a')
+    assert counts(rep) == (6, 0, 2) and {len(o) for o,_ in rep.left_out} == {252, 255} and 'too long' in rep.left_out[0][1]
+
+
+def test_what_a_format_cannot_hold(tmp_path):
+    "A JPEG has at most 65,535 pixels a side: that file is left out, and it is no fault of the function"
+    (tmp_path/'src').mkdir()
+    Image.new('RGB', (70_000, 2)).save(tmp_path/'src'/'a.png'); (tmp_path/'src'/'a.png').rename(tmp_path/'src'/'a.jpg')
+    for _ in range(2):
+        rep = crappify_folder(lambda im, rng: im, tmp_path/'src', tmp_path/'dst')
+        assert counts(rep) == (0, 0, 1) and 'cannot hold the result, 70,000×2' in rep.left_out[0][1]
+
+
+def test_one_name_for_two(tmp_path):
+    (tmp_path/'src').mkdir()
+    for o in ('a.gif', 'a.gif.png', 'b.png'): photo(20, 20).save(tmp_path/'src'/o)
+    for want in ((2, 0, 1), (0, 2, 1)):
+        rep = crappify_folder(lecture, tmp_path/'src', tmp_path/'dst')
+        assert counts(rep) == want and rep.left_out == [('a.gif.png', 'its result would have the name of that of a.gif')]
+
+
+def test_linked_folders(src, tmp_path):
+    "A folder that a link leads to is read once, and its files where they really lie, if that is in the source; circles end"
+    (tmp_path/'more').mkdir(); photo().save(tmp_path/'more'/'z.png'); (tmp_path/'more'/'back').symlink_to(src)
+    for name,to in (('a link', tmp_path/'more'), ('another', tmp_path/'more'), ('aaa', src/'cats'), ('circle', src), ('dst', tmp_path/'dst')): (src/name).symlink_to(to)
+    (tmp_path/'dst').mkdir(); photo().save(tmp_path/'dst'/'old.png')
+    want = {o.relative_to(src).as_posix() for o in src.rglob('*.*') if not any(p.is_symlink() for p in o.parents)} | {'a link/z.png'}
+    assert counts(crappify_folder(lecture, src, tmp_path/'dst')) == (13, 0, 0) and set(results(tmp_path/'dst')) == want | {'old.png'}
+
+
+@pytest.mark.skipif(not hasattr(os, 'getuid') or os.getuid() == 0, reason='nothing is closed to root')
+def test_closed_folder(src, tmp_path):
+    (src/'cats').chmod(0)
+    try: rep = crappify_folder(lecture, src, tmp_path/'a')
+    finally: (src/'cats').chmod(0o755)
+    assert counts(rep) == (4, 0, 1) and rep.left_out == [('cats', 'a folder that cannot be opened')]
+
+
+def test_report_can_be_shown_anywhere(tmp_path):
+    "Names that are not in UTF-8 do not spoil the report"
+    (tmp_path/'src').mkdir()
+    (tmp_path/'src'/os.fsdecode(b'\xff.txt')).write_text('no photograph')
+    rep = crappify_folder(lecture, tmp_path/'src', tmp_path/'a')
+    assert '\\xff.txt' in rep._repr_markdown_() and str(rep.rows()).encode('utf-8') and rep._repr_markdown_().encode('utf-8')
+
+
+@pytest.mark.parametrize('size', [(1000, 12), (12, 1000), (3, 900)])
+def test_strips(tmp_path, size):
+    "A strip goes through the lecture's crappifier and the old family like any photograph, and comes out as a strip"
+    (tmp_path/'src').mkdir(); photo(*size).save(tmp_path/'src'/'a.png')
+    for fn in (lecture, old_family, *(steps[o]() for o in steps)):
+        rep = crappify_folder(fn, tmp_path/'src', tmp_path/fn.name, workers=1)
+        assert counts(rep) == (1, 0, 0), (fn, rep.left_out)
+
+
+def test_pairs_without_the_bad_ones(src, tmp_path, monkeypatch, capsys):
+    "Lesson 04's pairs: a line for each photograph that cannot be used, and pairs of the rest; also where its name is not in UTF-8"
+    from course_lib import pairs as P
+    (src/'cut.png').write_bytes((src/'9.png').read_bytes()[:200])
+    photo(40, 30).save(src/os.fsdecode(b'\xff.png'))
+    monkeypatch.setattr(P, 'get_data', lambda *args: src)
+    cfg = lesson_settings('04', 'sample', files='*.png', variants=2, crappifier='downscale(20)')
+    root, pairs = P.make_pairs(cfg, 'trial')
+    assert sorted(o.name for o in pairs) == ['9.png', os.fsdecode(b'\xff.png')] and capsys.readouterr().out == 'cut.png: cut off or damaged. Left out\n'
+    from course_lib.data import image_cache
+    for o in pairs: P.held_out(o, root)
+    assert len(image_cache(list(pairs), P.SquarePhoto.create, (16, 16))) == 2
+
+
+# Workers
+
+@pytest.fixture
+def at_once(monkeypatch):
+    "Workers from the second batch on, and never by a copy of this process"
+    monkeypatch.setattr(C, '_soon', 0)
+    def fork(): raise RuntimeError('a fork')
+    monkeypatch.setattr(os, 'fork', fork)
+
+
+def who(im, rng): # the process that has made it
+    im = im.copy(); im.putpixel((0, 0), tuple(os.getpid().to_bytes(3, 'big')))
+    return im
+
+
+def test_workers(src, tmp_path, at_once):
+    "Other processes do it, and the results are those of one"
+    for i in range(30): photo(30, 20, seed=i).save(src/f'more{i}.png')
+    crappify_folder(who, src, tmp_path/'who', workers=2)
+    assert {Image.open(o).getpixel((0, 0)) for o in (tmp_path/'who').glob('*.png')} - {tuple(os.getpid().to_bytes(3, 'big'))}
+    for fn in (lecture, old_family):
+        for n in (1, 3): crappify_folder(fn, src, tmp_path/f'{fn.name}{n}', seed=7, workers=n)
+        assert results(tmp_path/f'{fn.name}1') == results(tmp_path/f'{fn.name}3')
+
+
+def test_workers_with_torch(src, tmp_path, at_once):
+    "A crappifier that uses torch, after this process has used it too"
+    import torch
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+    def through(im, rng):
+        with torch.no_grad(): y = net(torch.from_numpy(np.array(im)).permute(2, 0, 1)[None]/255)
+        return who(Image.fromarray((y[0].sigmoid()*255).byte().permute(1, 2, 0).numpy()), rng)
+    for i in range(8): photo(30, 20, seed=i).save(src/f'more{i}.png')
+    through(photo(), None)
+    assert counts(crappify_folder(through, src, tmp_path/'a', workers=2)) == (20, 0, 0)
+    assert {Image.open(o).getpixel((0, 0)) for o in (tmp_path/'a').rglob('*.png')} - {tuple(os.getpid().to_bytes(3, 'big'))}
+
+
+def test_workers_know_what_this_process_knows(src, tmp_path, at_once, monkeypatch):
+    "The learner's steps, and the learner's modules as they are now, not as they lie on the disk"
+    (tmp_path/'my_damage.py').write_text('k = 1\ndef helper(im): return im.point(lambda v: k)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_damage
+    my_damage.k = 77
+    def f(im, rng): return who(my_damage.helper(im), rng)
+    try:
+        @C.step('overlay')
+        def stripe(im, rng): im = im.copy(); im.paste('red', (0, 0, 2, 2)); return im
+        assert counts(crappify_folder(chain(f, stripe()), src, tmp_path/'a', workers=2)) == (12, 0, 0)
+    finally: steps.pop('stripe', None)
+    for o in (tmp_path/'a').rglob('*.png'): assert Image.open(o).getpixel((5, 5)) == (77,)*3 and Image.open(o).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_what_cannot_be_sent_is_done_here(src, tmp_path, at_once):
+    import threading
+    lock = threading.Lock()
+    def f(im, rng):
+        with lock: return who(im, rng)
+    assert counts(crappify_folder(f, src, tmp_path/'a', workers=2)) == (12, 0, 0)
+
+
+def test_worker_that_dies(src, tmp_path, at_once):
+    here = os.getpid()
+    def f(im, rng): return im if os.getpid() == here else os._exit(3)
+    with pytest.raises(CourseError, match='a worker has died'): crappify_folder(f, src, tmp_path/'a', workers=2)
+    assert counts(crappify_folder(lecture, src, tmp_path/'a')) == (12, 0, 0)
+
+
+# What a function leads to
+
+helpers = '''
+k = 3
+class Pen:
+    wide = 2
+    def __init__(self, colour): self.colour = colour
+    def draw(self, im): im.paste(self.colour, (0, 0, self.wide, self.wide)); return im
+def helper(im): return im.rotate(k)
+'''
+uses = '''
+import functools, my_helpers, PIL.Image
+from my_helpers import Pen
+def f(im, rng): return my_helpers.helper(im)
+def inside(im, rng):
+    from my_helpers import helper
+    return helper(im)
+def pen(im, rng): return Pen('red').draw(im)
+class Callable:
+    def __init__(self, pen): self.pen = pen
+    def __call__(self, im, rng): return self.pen.draw(im)
+def two(im, rng, n=1): return im.rotate(n)
+fns = [f, inside, pen, Callable(Pen('red')), Callable(Pen('red')).__call__, functools.partial(two, n=5), functools.partial(f)]
+'''
+marks = 'import sys; sys.path.insert(0, sys.argv[1]); from uses import fns; from course_lib.crappify import fingerprint; print(*map(fingerprint, fns))'
+
+@pytest.mark.parametrize('old, new, changed', [('', '', []), ('k = 3', 'k = 4', [0, 1, 6]), ('im.rotate(k)', 'im.rotate(-k)', [0, 1, 6]), ('wide = 2', 'wide = 3', [0, 2, 3, 4, 6]),
+    ('im.paste(self', 'im.paste(2*self', [2, 3, 4]), ('n=5', 'n=6', [5]), ("Callable(Pen('red'))", "Callable(Pen('blue'))", [3, 4]), ('return im.rotate(n)', 'return im.rotate(n+1)', [5]), ('# a remark', '', [])])
+def test_what_changes_a_fingerprint(tmp_path, python, old, new, changed):
+    "Helpers and constants of the learner's modules, methods, classes, instances, partials: the same in another session, another one where they change"
+    def of(a, b):
+        (tmp_path/'my_helpers.py').write_text('# a remark\n'*(not b) + helpers.replace(a or '?', b)); (tmp_path/'uses.py').write_text(uses.replace(a or '?', b))
+        res = python(marks, tmp_path, PYTHONDONTWRITEBYTECODE='1', PYTHONHASHSEED=str(len(a)))
+        assert not res.returncode, res.stderr
+        return res.stdout.split()
+    a, b = of('', ''), of(old, new)
+    got = {i for i in range(len(a)) if a[i] != b[i]}
+    assert got >= set(changed) and (changed or not got)
+
+
+def test_what_cannot_be_looked_into_is_made_anew(src, tmp_path):
+    import threading
+    class Holds:
+        def __init__(self): self.lock = threading.Lock()
+        def __call__(self, im, rng): return im
+    fn = Holds()
+    assert [crappify_folder(fn, src, tmp_path/'a').made for _ in range(2)] == [12, 12]
+
+
 slow = '''
 import sys, time
 from course_lib.crappify import *
@@ -757,6 +1006,19 @@ def test_load_errors():
     for code,said in (('crappifier = 1/0', 'ZeroDivisionError'), ('x = 3', 'crappifier = …'), ('def f(', 'SyntaxError')):
         f.write_text(code)
         with pytest.raises(CourseError, match=said): load_crappifier('edited')
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='modes of files')
+def test_only_the_readers_own_text_is_run(tmp_path, monkeypatch):
+    "A saved crappifier that leads elsewhere, or that others may write to, is not run"
+    f, other = save_crappifier('shared', jpeg(3)), tmp_path/'other.py'
+    assert load_crappifier('shared') == jpeg(3)
+    other.write_text(f'open({str(tmp_path/"done")!r}, "w"); crappifier = None')
+    for how in (lambda: f.symlink_to(other), lambda: (f.write_text(other.read_text()), f.chmod(0o666)), lambda: (f.write_text(other.read_text()), monkeypatch.setattr(os, 'getuid', lambda: f.stat().st_uid+1), os.chown(f, 12345, -1) if os.geteuid() == 0 else None)):
+        f.unlink(); how()
+        with pytest.raises(CourseError, match='so it is not run'): load_crappifier('shared')
+    assert not (tmp_path/'done').exists()
+    f.unlink()
 
 
 def test_by_name(src, tmp_path):
