@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['answers', 'answers_full', 'scene_codes', 'scene_files', 'mask_file', 'class_colors', 'paint', 'SceneMask',
-           'check_masks', 'check_sizes', 'scene_size', 'acc_camvid', 'confusion', 'class_iou', 'MeanIoU', 'commonest',
-           'scores', 'baseline', 'SceneLoss', 'segmenter', 'predict_scenes', 'three', 'score_files', 'ResUnetBlock',
-           'NoCross', 'NoPixels', 'transposed_up', 'TransposedBlock', 'dense_step', 'fit_scenes', 'train']
+           'read_scene', 'check_masks', 'check_sizes', 'scene_dls', 'scene_size', 'acc_camvid', 'confusion',
+           'class_iou', 'MeanIoU', 'commonest', 'scores', 'baseline', 'SceneLoss', 'segmenter', 'predict_scenes',
+           'three', 'score_files', 'ResUnetBlock', 'NoCross', 'NoPixels', 'transposed_up', 'TransposedBlock',
+           'dense_step', 'fit_scenes', 'train']
 
 # %% ../nbs/02_unet_segmentation.ipynb #694d283d
 from functools import partial
@@ -108,13 +109,7 @@ def read_scene(
     codes:list # names of the classes
 ) -> list: # two tensors (3, h, w) of bytes
     "A picture and its painted mask"
-<<<<<<< /tmp/tmp5k2rfm52
-    pic, mask = (np.array(cls.create(f)) for cls,f in ((PILPhoto, p), (PILMask, mask_file(p))))
-||||||| /tmp/tmp26p46ern
-    pic, mask = (np.array(cls.create(f)) for cls,f in ((PILImage, p), (PILMask, mask_file(p))))
-=======
-    pic, mask = (np.array(cls.create(f)) for cls,f in ((PILImage, p), (SceneMask, mask_file(p))))
->>>>>>> /tmp/tmp2d3fblr1
+    pic, mask = (np.array(cls.create(f)) for cls,f in ((PILPhoto, p), (SceneMask, mask_file(p))))
     return [torch.from_numpy(pic).permute(2, 0, 1), paint(mask, codes)]
 
 # %% ../nbs/02_unet_segmentation.ipynb #f16bb2ba
@@ -152,13 +147,8 @@ def scene_dls(
     for k in ('train', 'valid'): check_masks([mask_file(p) for p in files[k]], codes, sz); check_sizes(files[k])
     valid = set(files['valid'])
     tfms = aug_transforms(max_rotate=10*a, max_zoom=1+.1*a, max_lighting=.2*a, max_warp=.2*a)
-<<<<<<< /tmp/tmpxh63oska
-    block = DataBlock((ImageBlock(PILPhoto), MaskBlock(codes)), get_items=lambda _: files['train']+files['valid'],
-||||||| /tmp/tmpan3jkuay
-    block = DataBlock((ImageBlock, MaskBlock(codes)), get_items=lambda _: files['train']+files['valid'],
-=======
-    block = DataBlock((ImageBlock, TransformBlock(SceneMask.create, AddMaskCodes(codes), IntToFloatTensor)), get_items=lambda _: files['train']+files['valid'],
->>>>>>> /tmp/tmpmbncmkyw
+    mask = TransformBlock(SceneMask.create, AddMaskCodes(codes), IntToFloatTensor)
+    block = DataBlock((ImageBlock(PILPhoto), mask), get_items=lambda _: files['train']+files['valid'],
         get_y=mask_file, splitter=FuncSplitter(lambda o: o in valid),
         batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(path, bs=bs, val_bs=2*bs, dl_type=TensorDL, sz=sz, device=default_device())

@@ -5,11 +5,11 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from course_lib import gan
-from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
+from course_lib.core import CourseError, lesson_settings, runs_home
 from course_lib.gan import (FilmStrip, backbone_critic, critic_bce, critic_dls, critic_learner, critic_step, gan_learner, generator_loss,
     generator_step, one_side, patch_critic, save_preds)
 from course_lib.pairs import (CropAlike, InputUnet, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator, make_pairs,
-    pair_dls, pair_files, photo_of, plain_scores, restored, to_pil, unit)
+    pair_dls, pair_files, photo_of, plain_scores, unit)
 from course_lib.unet import small_encoder
 
 tiny = dict(size=32, crop=32, bs=32, variants=1, crappifier='downscale(16) jpeg(20)', epochs_open=1, nf_critic=4, bs_critic=32, epochs_critic=1,

@@ -1,12 +1,16 @@
 "The one reader of pictures: what files of all kinds look like, what is refused before it is decoded, and that everybody uses it"
-import io, os, struct, subprocess, sys, threading, zlib
-from pathlib import Path
+import io
+import os
+import struct
+import sys
+import threading
+import zlib
 import numpy as np, pytest
 from PIL import Image, ImageCms, ImageFile
 
 from course_lib.core import CourseError
-from course_lib.crappify import Crappify, apply, chain, crappify_folder, psnr
-from course_lib.pictures import as_rgb, file_ids, may_write, most_pixels, open_photo, open_rgb, why_unreadable
+from course_lib.crappify import Crappify, apply, crappify_folder
+from course_lib.pictures import file_ids, may_write, open_photo, open_rgb, why_unreadable
 from course_lib.samples import photo_sources
 
 
@@ -108,7 +112,6 @@ def everybody(f, size):
     from course_lib.lab import Bench
     from course_lib.page import read_photo
     from course_lib.pairs import SquarePhoto
-    from course_lib.segment import read_scene
     from course_lib.style import open_picture
     from course_lib.wgan import open_square
     def same(im, rng): return im

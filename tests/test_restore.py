@@ -446,7 +446,6 @@ def test_course_restore_with_a_model(course, album, saved, tmp_path):
 def test_course_restore_errors(course, one_line, args, said): assert said in one_line(course('restore', *args))
 
 
-<<<<<<< HEAD
 def test_no_weights_of_nan(model, tmp_path):
     "A network that training has spoilt is not written over a good one"
     save_model(tmp_path/'m.safetensors', model, small)
@@ -454,7 +453,8 @@ def test_no_weights_of_nan(model, tmp_path):
     next(model.parameters()).data.fill_(torch.inf)
     with pytest.raises(CourseError, match='m.safetensors: the training has failed'): save_model(tmp_path/'m.safetensors', model, small)
     assert (tmp_path/'m.safetensors').read_bytes() == good
-=======
+
+
 @pytest.mark.parametrize('said', ['CUDA out of memory. Tried to allocate', 'MPS backend out of memory (MPS allocated: 9.0 GB)'])
 def test_no_room_on_the_device(tmp_path, model, cat, said):
     "A picture that does not fit is left out, whatever the device calls it; another error is none of that"
@@ -465,4 +465,3 @@ def test_no_room_on_the_device(tmp_path, model, cat, said):
     assert "does not fit into the device's memory" in str(rep.notes) and not list(tmp_path.rglob('out/*.png'))
     said = 'shapes differ'
     with pytest.raises(RuntimeError, match='shapes differ'): restore_files([tmp_path/'cat.png'], model, tmp_path/'out', shown=False)
->>>>>>> h-devices
