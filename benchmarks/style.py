@@ -94,6 +94,7 @@ def main(
     import torch
     from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything, versions, write_atomic
     from course_lib.data import get_data
+    from course_lib.models import half_dtype
     from course_lib.style import Canvas, block_ends, open_picture, optimise, picture_batch, soft_noise, transfer_loss
     torch.set_num_threads(threads)
     device, path = default_device(), get_data('style_images', 'sample')

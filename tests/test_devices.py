@@ -4,15 +4,14 @@ What is tried is found by rule, below: whatever is public in the package's modul
 measure, a step, a learner or a figure, needs a case; so does every module that uses torch, and every lesson."""
 import ast, inspect, re
 from types import SimpleNamespace
-import matplotlib.pyplot as plt, numpy as np, pytest, torch, torch.nn.functional as F
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from fastai.vision.all import DataLoader, DataLoaders
 from PIL import Image
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from card import Card, cuda, modules, stand_in
 from course_lib import (core, cyclegan, cyclegan_parts, darknet, data, dcgan, feature_loss, gan, harmonize, heads, judge, models, pairs, phase_parts,
-    phases, pointer, resnet, restore, rnn, schedules, segment, style, style_experiments, style_files, unet, unrolled, wgan, wgan_experiments)
+    phases, pointer, resnet, restore, rnn, schedules, segment, style, style_experiments, style_files, unet, wgan, wgan_experiments)
 from course_lib.core import lesson_settings, lessons
 from course_lib.unet import small_encoder
 
