@@ -15,6 +15,7 @@ from PIL import Image
 from .core import atomic_path, CourseError, default_device
 from .data import image_cache, known_images
 from .pictures import open_rgb
+from .models import half_dtype
 
 # %% ../nbs/07b_cyclegan_parts.ipynb #9ac4ac88
 class InstanceNorm(nn.Module):
@@ -57,7 +58,8 @@ def half_gradients(
     on:bool  # 16 bits, or 32?
 ):
     "Set how the gradients of convolutions are computed on a CPU; left as it is where the CPU has no 16-bit instructions"
-    on = on and next(net.parameters()).device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
+    dev = next(net.parameters()).device
+    on = on and dev.type == 'cpu' and half_dtype(dev) is not None
     for m in net.modules():
         if isinstance(m, Conv2d): m.half = on
 

@@ -43,8 +43,9 @@ def gram_matrix(
     x # activations (n, c, h, w)
 ):    # (n, c, c)
     "How channels are active together, wherever that is (Gatys et al. 2015), over c·h·w"
-    f = x.flatten(2) / x[0].numel()**.5
-    return f @ f.mT
+    with torch.autocast(x.device.type, enabled=False):
+        f = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
+        return f @ f.mT / x[0].numel()
 
 # %% ../nbs/05_feature_loss_superres.ipynb #42354551
 def fold_norms(

@@ -204,10 +204,8 @@ def features(
 ) -> list:     # what each of them gives out, in 32 bits
     "What some layers say to a picture; its hooks are gone afterwards, whatever happens"
     if not layers: return []
-    def look(x):
-        net[:max(layers)+1](as_judge_sees(x))
-        return [o.stored for o in hooks]
-    with Hooks(net[i] for i in layers) as hooks: return in_half(look, x, half)
+    part = net[:max(layers)+1]
+    with Hooks(net[i] for i in layers) as hooks: return in_half(lambda x: [part(as_judge_sees(x)), *(o.stored for o in hooks)][1:], x, half)
 
 # %% ../nbs/08_style_transfer.ipynb #2d4b59ea
 def block_ends(

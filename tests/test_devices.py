@@ -4,10 +4,7 @@ What is tried is found by rule, below: whatever is public in the package's modul
 measure, a step, a learner or a figure, needs a case; so does every module that uses torch, and every lesson."""
 import ast, inspect, re
 from types import SimpleNamespace
-import matplotlib.pyplot as plt
-import numpy as np
-import pytest
-import torch
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from fastai.vision.all import DataLoader, DataLoaders
 from PIL import Image
 from torch import nn
