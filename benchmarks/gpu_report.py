@@ -4,7 +4,7 @@
 
 Parts: `device` (what it is, and what it can do) · `tests` (tests/gpu) · `lessons` (every lesson at `sample` on the card, several at once) ·
 `cifar` (lesson 10's network and schedule on the whole of CIFAR-10: accuracy and seconds of the first seed, alone on the card) · `seeds`
-(two more, beside others: accuracy) · `full` (lessons 01, 09 and 11 with the lectures' data and schedules) · `cyclegan`, `style`,
+(three seeds at the same time: accuracy) · `full` (lessons 01, 09 and 11 with the lectures' data and schedules) · `cyclegan`, `style`,
 `feature_loss` (the benchmarks beside textbook versions). Parts of one stage run at the same time; seconds that are reported as such come from
 stages with one part. Each part writes PART.json as soon as it is done, so a run that is cut short keeps what it had; a part that fails
 says so in its file, with the end of what it printed. What the lessons of `full` record is in its file whole.
@@ -124,7 +124,7 @@ print('RESULT', json.dumps(dict(seed=int(seed), **got, epochs=cfg.epochs_answers
 
 def cifar(job): return darknet(job, 1)
 
-def seeds(job): return darknet(job, 2, 3)
+def seeds(job): return darknet(job, 1, 2, 3)
 
 
 def full(job):
