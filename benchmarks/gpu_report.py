@@ -69,7 +69,7 @@ print('RESULT', json.dumps(dict(device=device_name(), kind=dev.type, **cuda, ver
 def tests(job):
     "tests/gpu: how many passed, failed and were skipped"
     if not job.cuda: return dict(ok=True, skipped='tests/gpu needs CUDA')
-    code, out, s = shell([sys.executable, '-m', 'pytest', '-v', '--tb=short', '-p', 'no:cacheprovider', 'tests/gpu'], job.left(), COURSE_TEST_GPU=1)
+    code, out, s = shell([sys.executable, '-m', 'pytest', '-vv', '--tb=short', '-p', 'no:cacheprovider', 'tests/gpu'], job.left(), COURSE_TEST_GPU=1)
     ended = re.findall(r'^(tests/gpu/\S+) (PASSED|FAILED|ERROR|SKIPPED)', out, flags=re.M)
     return {**told(code, out, s, 20_000), 'counts': Counter(o for _,o in ended), 'failures': [k for k,o in ended if o in ('FAILED', 'ERROR')]}
 

