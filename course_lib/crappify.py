@@ -1194,7 +1194,7 @@ def _in_processes(data, batches, n):
     finally: ex.shutdown(kill_workers=True) # they know the learner's modules as they are now, and no later
 
 # %% ../nbs/03a_crappifiers.ipynb #444713a4
-_soon = 3 # seconds of work for which no worker is started
+_soon = 5 # seconds of work for which no worker is started
 
 def _in_order(job, batches, n):
     "What becomes of the files: in this process, and in n others where more than a little work is left"
