@@ -89,6 +89,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'course_lib.core.MadeHere': ('core.html#madehere', 'course_lib/core.py'),
                                  'course_lib.core.MadeHere.__init__': ('core.html#madehere.__init__', 'course_lib/core.py'),
                                  'course_lib.core.MadeHere.key': ('core.html#madehere.key', 'course_lib/core.py'),
+                                 'course_lib.core.MadeHere.not_ours': ('core.html#madehere.not_ours', 'course_lib/core.py'),
                                  'course_lib.core.MadeHere.ours': ('core.html#madehere.ours', 'course_lib/core.py'),
                                  'course_lib.core.MadeHere.put': ('core.html#madehere.put', 'course_lib/core.py'),
                                  'course_lib.core.MadeHere.remove': ('core.html#madehere.remove', 'course_lib/core.py'),
