@@ -10,7 +10,7 @@ __all__ = ['converters', 'registry', 'dataset', 'count_files', 'check_layout', '
 # %% ../nbs/00b_data.ipynb #ba0c5167
 import hashlib, os, shutil, sys, tomllib
 from .bedrooms import make_bedrooms
-from .core import CourseError, active_profile, course_file, data_home, write_atomic
+from .core import CourseError, active_profile, alone, course_file, data_home, write_atomic
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import fastai.data as fastai_data
 from fastai.vision.all import (AddMaskCodes, AttrDict, PILBase, PILMask, Pipeline, RandTransform, Resize, TensorImage, TensorMask,
     TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, progress_bar, untar_dir)
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
-from filelock import FileLock
 from PIL import Image
 from .painting import make_style_images
 from .samples import make_sample, samples
@@ -196,7 +195,7 @@ def full_data(
     if 'full' not in card: raise CourseError(f'{name} has no full version. Use the profile sample')
     dest = fastai_cfg().path('data')/card.full['folder']
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(dest.parent/f'.{dest.name}.lock'):
+    with alone(dest.parent/f'.{dest.name}.lock', 24*3600): # fetching may take long
         if not dest.exists(): _fetch(name, card, dest, timeout)
         _list_once(card, dest)
     n, N = check_layout(name, dest, card.full['layout'], part=True), card.full['count']
@@ -250,7 +249,7 @@ def image_cache(
     if not files: raise CourseError('image_cache: the list of files is empty. Expected at least one picture')
     dest, stats = Path(home or data_home()/'cache')/_cache_key(files, open_image, sz), _file_stats(files)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(dest.with_suffix('.lock')):
+    with alone(dest.with_suffix('.lock')):
         fresh = (dest/'stats.npy').exists() and np.array_equal(np.load(dest/'stats.npy'), stats)
         if not fresh: _build_cache(dest, files, stats, open_image, sz, workers)
     return torch.from_numpy(np.load(dest/'x.npy', mmap_mode='c'))

@@ -11,9 +11,8 @@ import hashlib, inspect, json, os, shutil
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
-from .core import CourseError, data_home, write_atomic
+from .core import CourseError, alone, data_home, write_atomic
 
 # %% ../nbs/00a_samples.ipynb #9d3eb04f
 samples = {} # name → maker
@@ -33,7 +32,7 @@ def sample(
 def _files(path): return sorted(o for o in Path(path).rglob('*') if o.is_file() and not o.name.startswith('.'))
 
 def _is_built(dest, stamp):
-    try: got = json.loads((dest/'.stamp.json').read_text())
+    try: got = json.loads((dest/'.stamp.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): return False
     return got['stamp'] == stamp and got['files'] == len(_files(dest))
 
@@ -61,7 +60,7 @@ def make_sample(
     dest, make = home/name, samples[name]
     if _is_built(dest, make.stamp): return dest
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home/f'.{name}.lock'):
+    with alone(home/f'.{name}.lock'):
         if not _is_built(dest, make.stamp): _build(make, dest)
     return dest
 
