@@ -149,14 +149,15 @@ class MadeHere:
         p = self.folder/name
         empty = not os.path.lexists(p) or p.is_file() and not p.stat().st_size
         return empty or self.key(name) is not None
+    def not_ours(self, name): return (f'{tell_path(self.folder)}/{name}: is there already, and was not made by this command or was changed since, '
+        'so it is left as it is. Move it, or choose another name or folder')
     def put(self,
         name:str|Path, # below the folder
         data:bytes,
         key:str=''     # what it is made from
     ) -> Path:
         "Write a file; raises `CourseError` where another one is"
-        if not self.ours(name): raise CourseError(f'{tell_path(self.folder/name)}: this file was not made here, or was changed since, '
-            'so it is left as it is. Move it, or choose another name or folder')
+        if not self.ours(name): raise CourseError(self.not_ours(name))
         digest = hashlib.sha256(data).hexdigest()
         self.known[str(name), digest] = key
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from .core import CourseError, MadeHere, check_folder, default_device, seed_everything, tell_path, write_atomic
+from .core import CourseError, MadeHere, check_folder, default_device, seed_everything, write_atomic
 from .style import keep_colours, open_picture, picture_batch, sizes_up_to, style_judge, transfer
 
 # %% ../nbs/08c_style_files.ipynb #adba7381
@@ -105,5 +105,4 @@ def _check_names(made, names, inputs):
         p = made.folder/o
         if any(i.exists() and p.exists() and i.samefile(p) for i in inputs):
             raise CourseError(f'{p}: is one of the pictures to read. Choose another name with --out')
-        if not made.ours(o): raise CourseError(f'{tell_path(p)}: is there already, and was not made by this command or was changed since. '
-            'Move it, or choose another name with --out')
+        if not made.ours(o): raise CourseError(f'{made.not_ours(o)} with --out')

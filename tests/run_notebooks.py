@@ -14,7 +14,7 @@ nbs = Path(__file__).resolve().parent.parent/'nbs'
 def run(nb):
     t0 = time.time()
     cmd = [Path(sys.executable).with_name('nbdev-test'), nb]
-    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=nbs.parent, timeout=1200)
+    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=nbs.parent, timeout=4*1800)
     except subprocess.TimeoutExpired as e: ok, said = False, f'stopped after {e.timeout} s\n{e.stdout or ""}'
     else: ok, said = res.returncode == 0 and 'Success.' in res.stdout, res.stdout
     print(f"{nb.stem:<32} {'ok' if ok else 'FAILED'}  {time.time()-t0:.0f} s", flush=True)

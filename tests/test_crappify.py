@@ -3,6 +3,7 @@ import errno, io, json, os, pickle, signal, struct, subprocess, sys, time, zlib
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image, ImageFilter, ImageOps
+from conftest import patience
 from course_lib import crappify as C
 from course_lib.core import CourseError, lesson_settings
 from course_lib.crappify import (Crappify, Step, apply, as_rgb, chain, crappify_folder, crappy_block, crappy_name, cutout, defocus,
@@ -867,7 +868,7 @@ def start(tmp_path):
     for p in procs: p.kill(); p.wait()
 
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=patience):
     end = time.time()+seconds
     while not what():
         assert time.time() < end, 'it did not come'
@@ -885,10 +886,10 @@ def test_kill_in_the_middle(tmp_path, start):
     assert 10 <= len(there) < 60
     (tmp_path/'a'/'.crappify'/'new'/'123').write_bytes(b'half of a')
     with open(tmp_path/'a'/'.crappify'/'made.jsonl', 'a') as f: f.write('["59.jpg", "ab') # and a line that was cut off
-    out = start(tmp_path/'many', tmp_path/'a').communicate(timeout=60)[0]
+    out = start(tmp_path/'many', tmp_path/'a').communicate(timeout=patience)[0]
     made, kept = (int(out.split(' ' + o)[0].split()[-1]) for o in ('made', 'kept'))
     assert made + kept == 60 and kept > 0
-    start(tmp_path/'many', tmp_path/'b').wait(timeout=60)
+    start(tmp_path/'many', tmp_path/'b').wait(timeout=patience)
     assert there.items() <= results(tmp_path/'a').items() and results(tmp_path/'a') == results(tmp_path/'b')
     assert not list((tmp_path/'a'/'.crappify'/'new').iterdir())
 
@@ -896,10 +897,10 @@ def test_kill_in_the_middle(tmp_path, start):
 def test_two_at_once(src, tmp_path, start):
     "The second waits, says so, and finds everything done"
     procs = [start(src, tmp_path/'a') for _ in range(2)]
-    outs = [p.communicate(timeout=60)[0] for p in procs]
+    outs = [p.communicate(timeout=patience)[0] for p in procs]
     assert [p.returncode for p in procs] == [0, 0]
     assert sorted(o.splitlines()[-1] for o in outs) == ['0 made, 12 kept from before, 0 left out', '12 made, 0 kept from before, 0 left out'], outs
-    start(src, tmp_path/'b').wait(timeout=60)
+    start(src, tmp_path/'b').wait(timeout=patience)
     assert results(tmp_path/'a') == results(tmp_path/'b')
 
 

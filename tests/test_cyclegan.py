@@ -2,6 +2,7 @@
 import os, subprocess, sys
 import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
+from conftest import patience
 
 from course_lib import cyclegan, cyclegan_parts
 from course_lib.core import CourseError, lesson_settings
@@ -325,7 +326,7 @@ torch.save([p.grad for p in gan.parameters() if p.requires_grad], f'{sys.argv[2]
 def test_two_processes_have_one_gradient(path, tmp_path):
     "torchrun, two processes with a pair each, against one with both pairs"
     (tmp_path/'go.py').write_text(in_a_process)
-    run = lambda *cmd: subprocess.run([sys.executable, *map(str, cmd)], capture_output=True, text=True, timeout=200, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    run = lambda *cmd: subprocess.run([sys.executable, *map(str, cmd)], capture_output=True, text=True, timeout=patience, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     res = run('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, 'go.py', path, tmp_path/'two', 1), run('go.py', path, tmp_path/'one', 2)
     for o in res: assert o.returncode == 0, o.stderr[-2000:]
     one, left, right = (torch.load(tmp_path/f'{o}.pt') for o in ('one-0', 'two-0', 'two-1'))

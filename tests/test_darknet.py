@@ -2,6 +2,7 @@
 import math, os, subprocess, sys
 import pytest, torch, torch.nn.functional as F
 from torch import nn
+from conftest import patience
 from course_lib import darknet
 from course_lib.core import CourseError, lesson_settings
 from course_lib.darknet import (Branches, Darknet, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
@@ -229,7 +230,7 @@ def torchrun(tmp_path, code, *args, n=2):
     f = tmp_path/'script.py'
     f.write_text(code)
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), f, *map(str, args)]
-    res = subprocess.run(cmd, capture_output=True, text=True, timeout=500, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    res = subprocess.run(cmd, capture_output=True, text=True, timeout=patience, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert res.returncode == 0, res.stderr[-3000:]
     return res.stdout
 
@@ -237,7 +238,7 @@ def torchrun(tmp_path, code, *args, n=2):
 def test_two_processes_have_the_gradients_of_one(tmp_path, path):
     "Norms frozen: two processes with 10 pictures each step like one with 20, and not like one with 10"
     torchrun(tmp_path, one_step, path, tmp_path, 10)
-    for bs in (20, 10): subprocess.run([sys.executable, tmp_path/'script.py', path, tmp_path, str(bs)], check=True, timeout=300)
+    for bs in (20, 10): subprocess.run([sys.executable, tmp_path/'script.py', path, tmp_path, str(bs)], check=True, timeout=patience)
     load = lambda name: torch.cat([o.flatten() for o in torch.load(tmp_path/f'{name}.pt')])
     a, b, whole, half = (load(o) for o in ('2x10-0', '2x10-1', '1x20-0', '1x10-0'))
     assert torch.equal(a, b) and whole.abs().max() > 1e-3

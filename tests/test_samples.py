@@ -3,10 +3,17 @@ import inspect, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 import pytest
 from PIL import Image
+<<<<<<< HEAD
 from course_lib import samples as samples_module
 from course_lib.core import CourseError, data_home, lesson_settings, lessons
 from course_lib.data import check_layout, count_files, get_data, registry
 from course_lib.samples import known_files, make_sample, pixels_digest, sample, sample_stamp, samples
+=======
+from conftest import patience
+from course_lib.core import CourseError
+from course_lib.data import check_layout, registry
+from course_lib.samples import make_sample, pixels_digest, sample, samples
+>>>>>>> h-terminals
 
 names = [k for k,v in registry().items() if 'sample' in v]
 
@@ -44,7 +51,7 @@ def start(tmp_path):
     for p in procs: p.kill(); p.wait()
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=patience):
     end = time.time()+seconds
     while not path.exists():
         assert time.time() < end, f'{path.name} did not come'
@@ -57,7 +64,7 @@ def builds(home): return len((home/'builds').read_text().splitlines())
 def test_four_at_once(tmp_path, start):
     "Four processes that start together build once, and all see the whole"
     procs = [start(together, tmp_path) for _ in range(4)]
-    saw = [p.communicate(timeout=60)[0].strip() for p in procs]
+    saw = [p.communicate(timeout=patience)[0].strip() for p in procs]
     assert saw == [str([f'{i}.txt' for i in range(5)])]*4
     assert builds(tmp_path) == 1
 

@@ -50,6 +50,12 @@ def test_not_text(tmp_path):
     assert str(tmp_path/'settings.ini') in error(read_settings)
 
 
+def test_byte_order_mark(tmp_path):
+    "As Notepad writes it"
+    (tmp_path/'settings.ini').write_text('[course]\nseed = 7\n', encoding='utf-8-sig')
+    assert read_settings()['course']['seed'] == 7
+
+
 def test_changed_file_counts_at_once(tmp_path):
     "What was read is kept only for as long as the file holds the same text, whatever its time says"
     f = tmp_path/'settings.ini'

@@ -1,5 +1,5 @@
 "What lesson 08 promises beside its own text: pictures that cannot be read, losses that look at their argument, runs that are stopped"
-import math
+import math, os
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -201,12 +201,62 @@ def test_other_arguments_start_anew(files, tmp_path, change):
     assert not any('goes on' in o for o in said)
 
 
-@pytest.mark.parametrize('junk', [b'', b'PK\3\4 cut off', b'x'*300])
-def test_damaged_state(files, tmp_path, junk):
-    "A state that cannot be read is as good as none"
-    (tmp_path/'out.part.npz').write_bytes(junk)
-    assert Image.open(paint(files, tmp_path/'out.png')).size == (48, 32)
-    assert not (tmp_path/'out.part.npz').exists()
+@pytest.mark.parametrize('name', ['out.png', 'out.part.npz', 'out-so-far.jpg'])
+@pytest.mark.parametrize('way', ['before', 'changed', 'link'])
+def test_what_is_not_ours_stays(files, tmp_path, name, way):
+    "A result, a state or a picture so far that this command did not make, or that was changed since: told before the work, and left"
+    def stop(s):
+        if 'evaluation 5' in s: raise KeyboardInterrupt
+    paint(files, tmp_path/'out.png')
+    with pytest.raises(KeyboardInterrupt): paint(files, tmp_path/'out.png', tell=stop)
+    assert {o.name for o in tmp_path.glob('out*')} == {'out.png', 'out.part.npz', 'out-so-far.jpg'}
+    if way == 'before': (tmp_path/'.course_made.jsonl').unlink()
+    if way == 'changed': (tmp_path/name).write_bytes(b'mine')
+    if way == 'link':
+        (tmp_path/'mine').write_bytes(b'mine')
+        (tmp_path/name).unlink()
+        (tmp_path/name).symlink_to(tmp_path/'mine')
+    before = {o.name: o.read_bytes() for o in tmp_path.glob('[!.]*') if o.is_file()}
+    with pytest.raises(CourseError, match=f'{"out.png" if way == "before" else name}: is there already.*--out'): paint(files, tmp_path/'out.png', tell=pytest.fail)
+    assert {o.name: o.read_bytes() for o in tmp_path.glob('[!.]*') if o.is_file()} == before
+
+
+@pytest.mark.parametrize('which', [0, 1])
+@pytest.mark.parametrize('way', ['itself', 'a hard link', 'a soft link'])
+@pytest.mark.parametrize('name', ['out.png', 'out-so-far.jpg', 'out.part.npz'])
+def test_never_over_an_input(files, tmp_path, which, way, name):
+    "The result, the picture so far and the state are no place for what is read, even if it is ours, by whatever name it is read"
+    def stop(s):
+        if 'evaluation 5' in s: raise KeyboardInterrupt
+    paint(files, tmp_path/'out.png')
+    with pytest.raises(KeyboardInterrupt): paint(files, tmp_path/'out.png', tell=stop)
+    used = tmp_path/name
+    if way != 'itself':
+        used = tmp_path/'used.jpg'
+        if way == 'a hard link': os.link(tmp_path/name, used)
+        else: used.symlink_to(tmp_path/name)
+    before = (tmp_path/name).read_bytes()
+    with pytest.raises(CourseError, match='one of the pictures to read'): paint([used, files[1]] if which == 0 else [files[0], used], tmp_path/'out.png', tell=pytest.fail)
+    assert (tmp_path/name).read_bytes() == before
+
+
+def test_picture_so_far_as_photograph(files, tmp_path):
+    "What a stopped run left may be painted further, under another name"
+    def stop(s):
+        if 'evaluation 5' in s: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): paint(files, tmp_path/'out.png', tell=stop)
+    paint([tmp_path/'out-so-far.jpg', files[1]], tmp_path/'more.png')
+    assert {o.name for o in tmp_path.glob('*o*') if not o.name.startswith('.')} >= {'out-so-far.jpg', 'out.part.npz', 'more.png'}
+
+
+def test_no_room(files, tmp_path, monkeypatch):
+    "A folder that cannot be written to, before the work; a list of ours that was cut off is no obstacle"
+    (tmp_path/'.course_made.jsonl').write_text('["out.png", "12')
+    paint(files, tmp_path/'out.png')
+    paint(files, tmp_path/'out.png')
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('tempfile.TemporaryFile', full)
+    with pytest.raises(CourseError, match='the disk is full.*--out'): paint(files, tmp_path/'out.png', tell=pytest.fail)
 
 
 def test_colours_kept(files, tmp_path):

@@ -6,7 +6,12 @@ import pytest, torch
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, PILImageBW, Resize, TensorImageBW, TfmdDL, get_image_files,
     parent_label)
 from PIL import Image
+<<<<<<< HEAD
 from course_lib.core import CourseError, code_key
+=======
+from conftest import patience
+from course_lib.core import CourseError
+>>>>>>> h-terminals
 from course_lib.data import RandomPadCrop, TensorDL, get_data, image_cache, random_crop
 
 
@@ -111,7 +116,7 @@ print(image_cache(sorted(home.glob('*.bmp')), open_slowly, home=home/'cache')[:,
 def test_two_processes_at_once(pics, tmp_path):
     "Both see the whole, and it was decoded once (the first picture twice, for its shape)"
     procs = [subprocess.Popen([sys.executable, '-c', two, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    try: assert [p.communicate(timeout=120)[0].splitlines()[-1] for p in procs] == ['[0, 10, 20, 30]']*2
+    try: assert [p.communicate(timeout=patience)[0].splitlines()[-1] for p in procs] == ['[0, 10, 20, 30]']*2
     finally:
         for p in procs: p.kill()
     assert len((tmp_path/'opened').read_text()) == 5

@@ -1,0 +1,197 @@
+"Files: at once or not at all, whoever else writes; and never over what is somebody's own"
+import json, os, stat, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+import pytest
+from conftest import patience
+from course_lib.core import (CourseError, MadeHere, alone, answers_files, atomic_path, check_folder, expected_minutes, lesson_settings, load_answers,
+    load_results, record, runs_home, save_answer, tell_path, write_atomic)
+
+
+def names(d): return sorted(o.name for o in d.iterdir())
+
+
+def test_threads(tmp_path):
+    "Many threads write one file: each succeeds, and what is there is whole"
+    texts = [str(i)*5000 for i in range(10)]
+    with ThreadPoolExecutor(8) as ex: list(ex.map(partial(write_atomic, tmp_path/'a.txt'), texts*30))
+    assert (tmp_path/'a.txt').read_text() in texts and names(tmp_path) == ['a.txt']
+
+
+@pytest.mark.parametrize('name', ['a.txt', 'n'*255, 'n'*251 + '.txt', 'n.' + 'e'*253, '.hidden'])
+def test_names(tmp_path, name):
+    "Up to the longest that there are; with the rights that a new file gets"
+    assert write_atomic(tmp_path/name, b'\0\xff').read_bytes() == b'\0\xff' and names(tmp_path) == [name]
+    (tmp_path/'new').touch()
+    assert stat.S_IMODE((tmp_path/name).stat().st_mode) == stat.S_IMODE((tmp_path/'new').stat().st_mode)
+
+
+def test_failure_leaves_the_old(tmp_path):
+    write_atomic(tmp_path/'a.txt', 'old')
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path/'a.txt') as p:
+        p.write_text('half')
+        1/0
+    with pytest.raises(OSError): write_atomic(tmp_path/('n'*256), 'x')
+    assert (tmp_path/'a.txt').read_text() == 'old' and names(tmp_path) == ['a.txt']
+
+
+def test_on_the_disk_before_it_is_there(tmp_path, monkeypatch):
+    "The bytes are flushed to the disk before the name points at them"
+    did, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr('os.fsync', lambda fd: (did.append((os.fstat(fd).st_ino, 'flushed')), fsync(fd)))
+    monkeypatch.setattr('os.replace', lambda a, b: (did.append((os.stat(a).st_ino, 'moved')), replace(a, b)))
+    ino = write_atomic(tmp_path/'a.txt', 'x').stat().st_ino
+    assert did == [(ino, 'flushed'), (ino, 'moved')]
+
+
+def test_strips_beside_a_picture_of_mine(tmp_path):
+    "Lesson 07's strips take no name beside their own"
+    import torch
+    from course_lib.cyclegan_parts import save_strips
+    (tmp_path/'001.new.png').write_text('mine')
+    save_strips([torch.zeros(3, 4, 4)]*6, tmp_path/'001.png')
+    assert names(tmp_path) == ['001.new.png', '001.png'] and (tmp_path/'001.new.png').read_text() == 'mine'
+
+
+def test_made_here(tmp_path):
+    "A file is ours as long as it is what we wrote; our list survives being cut off, and being copied"
+    made = MadeHere(tmp_path)
+    for name in ('a', 'sub/b'): made.put(name, b'1', f'from {name}')
+    made.put('a', b'2', 'from c')
+    with open(made.file, 'a') as f: f.write('\n["a", "12')
+    MadeHere(tmp_path).put('d', b'4')
+    made = MadeHere(tmp_path)
+    assert [made.key(o) for o in ('a', 'sub/b', 'd', 'e')] == ['from c', 'from sub/b', '', None]
+    (tmp_path/'a').write_bytes(b'mine')
+    assert not made.ours('a') and made.key('a') is None
+    with pytest.raises(CourseError, match='a: is there already'): made.put('a', b'3')
+    for o in ('a', 'd', 'e'): made.remove(o)
+    assert (tmp_path/'a').read_bytes() == b'mine' and not (tmp_path/'d').exists()
+    (tmp_path/'a').write_bytes(b'')
+    assert made.ours('a') and made.put('a', b'5').read_bytes() == b'5'
+
+
+def test_killed_between_list_and_file(tmp_path, monkeypatch):
+    "The list is written first: a run that is killed before the file is there leaves the old one ours"
+    made = MadeHere(tmp_path)
+    made.put('a', b'1', 'one')
+    with monkeypatch.context() as m:
+        m.setattr('os.replace', lambda *args: 1/0)
+        with pytest.raises(ZeroDivisionError): made.put('a', b'2', 'two')
+    assert MadeHere(tmp_path).key('a') == 'one' and MadeHere(tmp_path).put('a', b'2', 'two')
+
+
+def test_predictions(tmp_path, monkeypatch):
+    "What a generator makes goes over its own files only: not over the photographs themselves, nor over anything of the reader's"
+    import torch
+    from PIL import Image
+    from course_lib import gan
+    photos, out = [tmp_path/'in'/f'{o}.png' for o in 'ab'], tmp_path/'out'
+    photos[0].parent.mkdir()
+    for o in photos: Image.new('RGB', (8, 8), 'teal').save(o)
+    before = [o.read_bytes() for o in photos]
+    monkeypatch.setattr(gan, 'restored', lambda *args: (None, torch.zeros(2, 3, 8, 8), None, None))
+    for _ in range(2): res = gan.save_preds(None, None, photos, tmp_path/'in', out)
+    assert [Image.open(o).size for o in res] == [(8, 8)]*2
+    (tmp_path/'link').symlink_to(tmp_path/'in')
+    for o in ('in', 'link'):
+        with pytest.raises(CourseError, match='is there already'): gan.save_preds(None, None, photos, tmp_path/'in', tmp_path/o)
+    (out/'b.png').write_text('mine')
+    with pytest.raises(CourseError, match='b.png: is there already'): gan.save_preds(None, None, photos, tmp_path/'in', out)
+    assert [o.read_bytes() for o in photos] == before and (out/'b.png').read_text() == 'mine'
+    with pytest.raises(CourseError, match='endings alone'): gan.save_preds(None, None, [photos[0], photos[0].with_suffix('.jpg')], tmp_path/'in', tmp_path/'new')
+
+
+def test_lock_that_is_not_given_back(tmp_path):
+    "A process that hangs does not make the others hang for ever"
+    code = f'import filelock, time; l = filelock.FileLock({str(tmp_path/"lock")!r}); l.acquire(); print("held", flush=True); time.sleep(1000)'
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline() == 'held\n'
+        with pytest.raises(CourseError, match='lock: another process has held this file for 0.5 seconds'), alone(tmp_path/'lock', .5): pass
+    finally:
+        p.kill()
+        p.wait()
+    with alone(tmp_path/'lock', patience): pass
+
+
+damaged = pytest.mark.parametrize('text', ['', '{"lesson": "01_mnist_re', '[1, 2]', '{"mine": 1}', '\ufeff'])
+
+@damaged
+def test_damaged_result(clone, capsys, text):
+    "A result that is empty, cut off or somebody else's is named and left out; the others count"
+    from course_lib.cli import results
+    record('01', lesson_settings('01', 'sample'), 1797, acc_cnn=.9)
+    bad = runs_home()/'results'/'01_mnist_resnet-sample-mps.json'
+    bad.write_text(text)
+    assert [o['figures'] for o in load_results('01')] == [{'acc_cnn': .9}]
+    assert expected_minutes('01', 'sample') == 'no run of this profile is known yet'
+    results()
+    assert f'left out: {tell_path(bad)}: empty, cut off' in capsys.readouterr().out and bad.read_text() == text
+
+
+def test_result_over_another_file(clone):
+    "What is no result is not written over; an empty file is"
+    save = partial(record, '01', lesson_settings('01', 'sample'), 1797, acc_cnn=.9)
+    f = runs_home()/'results'/'01_mnist_resnet-sample-cpu.json'
+    write_atomic(f, '{"mine": 1}')
+    with pytest.raises(CourseError, match='01_mnist_resnet-sample-cpu.json'): save()
+    assert f.read_text() == '{"mine": 1}'
+    f.write_text('')
+    save()
+    assert save() and json.loads(f.read_text())['lesson'] == '01_mnist_resnet'
+
+
+def test_damaged_answers(clone, capsys):
+    "The lesson goes on without them; nothing is written over them; `course answers` says so before the work"
+    from course_lib import cli
+    f = answers_files('01')[0]
+    write_atomic(f, '{"one": {"rows"')
+    assert load_answers('01') == {} and f'left out: {tell_path(f)}' in capsys.readouterr().out
+    cfg = lesson_settings('01', 'sample')
+    with pytest.raises(CourseError, match='01.json'): save_answer('01', 'two', [{'accuracy': 1.}], cfg, 1797, [1], 1.)
+    with pytest.raises(CourseError, match='01.json'): cli.answers('01', profile='sample')
+    assert f.read_text() == '{"one": {"rows"'
+
+
+def test_no_home(python, tmp_path):
+    "No HOME, and a user whom the system does not know: the package is imported and works"
+    code = '''
+import os, pwd
+del os.environ['HOME']
+def nobody(uid): raise KeyError(uid)
+pwd.getpwuid = nobody
+from course_lib.core import tell_path, data_home
+import course_lib.data
+del os.environ['COURSE_DATA']
+print(tell_path('/nowhere'), data_home())'''
+    res = python(code, TMPDIR=str(tmp_path))
+    assert res.returncode == 0 and res.stdout.startswith('/nowhere '), res.stderr
+
+
+def test_program_that_is_not_there(monkeypatch):
+    "The processor's name on a system without /proc, with and without `sysctl`; no shell is asked"
+    import builtins
+    from course_lib import core
+    real = builtins.open
+    def no_proc(f, *args, **kwargs):
+        if str(f).startswith('/proc'): raise FileNotFoundError(f)
+        return real(f, *args, **kwargs)
+    monkeypatch.setattr(builtins, 'open', no_proc)
+    monkeypatch.setattr('platform.processor', lambda: 'a processor')
+    def no_such(cmd, **kwargs):
+        assert isinstance(cmd, list) and not kwargs.get('shell')
+        raise FileNotFoundError(cmd[0])
+    with monkeypatch.context() as m:
+        m.setattr('subprocess.run', no_such)
+        assert core._cpu_name() == 'a processor'
+    monkeypatch.setattr('subprocess.run', lambda cmd, **kwargs: subprocess.CompletedProcess(cmd, 0, 'Apple M9\n', ''))
+    assert core._cpu_name() == 'Apple M9'
+
+
+def test_check_folder(tmp_path):
+    (tmp_path/'file').write_text('mine')
+    for o in ('file', 'file/below'):
+        with pytest.raises(CourseError, match='choose another place with --out'): check_folder(tmp_path/o, '--out')
+    check_folder(tmp_path/'new'/'one', '--out')
+    assert names(tmp_path/'new'/'one') == []
