@@ -4,20 +4,14 @@
 
 # %% auto #0
 __all__ = ['converters', 'registry', 'dataset', 'count_files', 'known_images', 'check_layout', 'list_files', 'check_archive',
-           'unpack', 'segnet_layout', 'neural_style_layout', 'get_data', 'PILPhoto', 'random_crop', 'RandomPadCrop',
-           'TensorDL', 'describe_data', 'at_hand']
+           'unpack', 'segnet_layout', 'neural_style_layout', 'full_data', 'get_data', 'image_cache', 'PILPhoto',
+           'random_crop', 'RandomPadCrop', 'TensorDL', 'describe_data', 'at_hand']
 
 # %% ../nbs/00b_data.ipynb #ba0c5167
 import hashlib, os, re, shutil, stat, sys, tarfile, tomllib, zipfile
 from functools import partial
-from course_lib.bedrooms import make_bedrooms
-<<<<<<< /tmp/tmpit5k6q37
-from course_lib.core import CourseError, active_profile, code_key, course_file, data_home, write_atomic
-||||||| /tmp/tmpq21k09w5
-from course_lib.core import CourseError, active_profile, course_file, data_home, write_atomic
-=======
-from course_lib.core import CourseError, active_profile, alone, course_file, data_home, write_atomic
->>>>>>> /tmp/tmp4slsnl9r
+from .bedrooms import make_bedrooms
+from .core import CourseError, active_profile, alone, code_key, course_file, data_home, write_atomic
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,12 +21,12 @@ from fastai.vision.all import (AddMaskCodes, AttrDict, L, PILBase, PILImage, PIL
     TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, get_image_files, progress_bar)
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from PIL import Image
-from course_lib.painting import make_style_images
-from course_lib.pictures import open_rgb
-from course_lib.samples import known_files, make_sample, samples
-from course_lib.horses import make_horses
-from course_lib.streets import make_streets, street_codes
-from course_lib.things import make_things
+from .painting import make_style_images
+from .pictures import open_rgb
+from .samples import known_files, make_sample, samples
+from .horses import make_horses
+from .streets import make_streets, street_codes
+from .things import make_things
 
 assert {make_streets, make_bedrooms, make_style_images, make_things, make_horses} <= set(samples.values()) # their imports have made them known
 
@@ -267,7 +261,7 @@ def _have(name, card, dest, timeout):
         if 'url' not in card.full: raise CourseError(f"{name} is not fetched: {card.full['bring']}. Bring a copy of your own to {dest}, "
                                                      f"with {', '.join(card.full['layout'])} in it; or stay with the embedded data (profile = sample)")
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(dest.parent/f'.{dest.name}.lock'):
+        with alone(dest.parent/f'.{dest.name}.lock', 24*3600): # fetching may take long
             if not _is_there(dest): _fetch(name, card, dest.resolve(), timeout) # a linked folder is filled where it lies
     _list_once(card, dest)
 
@@ -279,21 +273,9 @@ def full_data(
     card = dataset(name)
     if 'full' not in card: raise CourseError(f'{name} has no full version. Use the profile sample')
     dest = fastai_cfg().path('data')/card.full['folder']
-<<<<<<< /tmp/tmpd_9k37n0
     try: _have(name, card, dest, timeout)
     except OSError as e: raise CourseError(f'{name}: {dest.parent} cannot be used ({type(e).__name__}: {e}). '
                                            'Make room there, or set FASTAI_HOME to another folder') from None
-||||||| /tmp/tmp1ao_pw8m
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(dest.parent/f'.{dest.name}.lock'):
-        if not dest.exists(): _fetch(name, card, dest, timeout)
-        _list_once(card, dest)
-=======
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with alone(dest.parent/f'.{dest.name}.lock', 24*3600): # fetching may take long
-        if not dest.exists(): _fetch(name, card, dest, timeout)
-        _list_once(card, dest)
->>>>>>> /tmp/tmpzvtzkql2
     n, N = check_layout(name, dest, card.full['layout'], part=True), card.full['count']
     if n < N: print(f"{name}: {n:,} of {N:,} files in {dest.name}: results on this part are recorded as reduced")
     return dest
@@ -345,30 +327,16 @@ def image_cache(
     files = [Path(o) for o in files]
     if not files: raise CourseError('image_cache: the list of files is empty. Expected at least one picture')
     dest, stats = Path(home or data_home()/'cache')/_cache_key(files, open_image, sz), _file_stats(files)
-<<<<<<< /tmp/tmpgip3b8sz
     code = code_key(open_image)
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(dest.with_suffix('.lock')):
+        with alone(dest.with_suffix('.lock')):
             if (x := _cached(dest, stats, code)) is None:
                 _build_cache(dest, files, stats, code, open_image, sz, workers)
                 x = _cached(dest, stats, code)
     except OSError as e:
         raise CourseError(f'{dest.parent}: decoded pictures cannot be kept there ({type(e).__name__}: {e}). Make room, or set COURSE_DATA to another folder') from None
     return torch.from_numpy(x)
-||||||| /tmp/tmpfahd7ar7
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(dest.with_suffix('.lock')):
-        fresh = (dest/'stats.npy').exists() and np.array_equal(np.load(dest/'stats.npy'), stats)
-        if not fresh: _build_cache(dest, files, stats, open_image, sz, workers)
-    return torch.from_numpy(np.load(dest/'x.npy', mmap_mode='c'))
-=======
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with alone(dest.with_suffix('.lock')):
-        fresh = (dest/'stats.npy').exists() and np.array_equal(np.load(dest/'stats.npy'), stats)
-        if not fresh: _build_cache(dest, files, stats, open_image, sz, workers)
-    return torch.from_numpy(np.load(dest/'x.npy', mmap_mode='c'))
->>>>>>> /tmp/tmpyurkyzld
 
 # %% ../nbs/00b_data.ipynb #42dd1d66
 def _cache_key(files, open_image, sz):

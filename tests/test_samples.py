@@ -3,17 +3,11 @@ import inspect, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 import pytest
 from PIL import Image
-<<<<<<< HEAD
+from conftest import patience
 from course_lib import samples as samples_module
 from course_lib.core import CourseError, data_home, lesson_settings, lessons
 from course_lib.data import check_layout, count_files, get_data, registry
 from course_lib.samples import known_files, make_sample, pixels_digest, sample, sample_stamp, samples
-=======
-from conftest import patience
-from course_lib.core import CourseError
-from course_lib.data import check_layout, registry
-from course_lib.samples import make_sample, pixels_digest, sample, samples
->>>>>>> h-terminals
 
 names = [k for k,v in registry().items() if 'sample' in v]
 

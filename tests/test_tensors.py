@@ -6,12 +6,8 @@ import pytest, torch
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, PILImageBW, Resize, TensorImageBW, TfmdDL, get_image_files,
     parent_label)
 from PIL import Image
-<<<<<<< HEAD
-from course_lib.core import CourseError, code_key
-=======
 from conftest import patience
-from course_lib.core import CourseError
->>>>>>> h-terminals
+from course_lib.core import CourseError, code_key
 from course_lib.data import RandomPadCrop, TensorDL, get_data, image_cache, random_crop
 
 
