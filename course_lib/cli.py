@@ -9,15 +9,15 @@ __all__ = ['commands', 'LiveLine', 'bar', 'find_notebook', 'explain_error', 'ker
            'crappify', 'restore', 'fit_box', 'style', 'memory_gb', 'data_report', 'weights_at_hand', 'doctor', 'course']
 
 # %% ../nbs/90_cli.ipynb #d3423225
-import subprocess
+import atexit, base64, codecs, copy, importlib, itertools, json, os, re, shutil, signal
+import subprocess, sys, tempfile, textwrap, threading, time
+from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
 from .core import (CourseError, active_profile, clone_root, default_device, device_name, expected_minutes,
     find_lesson, header, lesson_settings, lessons, load_answers, load_results, md_rows, read_settings, runs_home,
     save_answer, settings_files, tell_path, versions, write_atomic, MadeHere, answers_files, check_folder, no_room,
     not_there, read_json, mean_worst)
-import atexit, base64, codecs, copy, importlib, itertools, json, os, re, shutil, signal, sys, tempfile, textwrap, threading, time
-from contextlib import contextmanager
 
 # %% ../nbs/90_cli.ipynb #a5349db7
 class LiveLine:
@@ -245,7 +245,8 @@ def headline(
     "The figures that a lesson has just recorded, in one line"
     files = [p for p in (Path(out)/'results').glob(f'{lesson}-*.json') if p.stat().st_mtime >= since-1]
     if not files: return ''
-    got = json.loads(max(files, key=lambda p: p.stat().st_mtime).read_text(encoding='utf-8'))
+    try: got = read_json(max(files, key=lambda p: p.stat().st_mtime), ('figures',))
+    except CourseError as e: return str(e)
     return ', '.join(f"{short} {got['figures'][k]:.3f}" for k,short in short_names(lessons()[lesson].figures).items() if k in got['figures'])
 
 # %% ../nbs/90_cli.ipynb #6e56cee2
@@ -415,7 +416,7 @@ def results(
     if (keep or readme) and not root: raise CourseError('--keep and --readme write into a clone, and course_lib was '
                                                         'installed without one. Clone the repository and run it there')
     for p in sorted((runs_home()/'results').glob('*.json')) if keep else []:
-        if json.loads(p.read_text(encoding='utf-8')).get('kind') == 'own': print(f'not kept: {p.name}, a run with data or settings of your own')
+        if read_json(p, ('kind',))['kind'] == 'own': print(f'not kept: {p.name}, a run with data or settings of your own')
         else: print('kept', tell_path(write_atomic(root/'results'/p.name, p.read_text(encoding='utf-8'))))
     if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text(encoding='utf-8')))
     rows, notes = results_rows()

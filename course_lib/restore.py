@@ -9,7 +9,7 @@ __all__ = ['model_kinds', 'box_settings', 'box_trials', 'model_kind', 'photo_une
            'box_patches', 'DamagedPatches', 'box_dls', 'try_box', 'box_card', 'train_box']
 
 # %% ../nbs/05a_restore.ipynb #50906ed6
-import errno, hashlib, json, os, sys, time, warnings
+import errno, hashlib, json, os, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, torch
@@ -301,16 +301,14 @@ def restore_files(
     jobs, rep, out, seen = photo_jobs(paths, out), Report(), Path(out), set()
     inputs, made = {_inode(p) for p,_ in jobs if p.is_file()}, MadeHere(out)
     how = hashlib.sha256(repr((weights_digest(model.state_dict()), repr(model), sorted(kwargs.items()))).encode()).hexdigest()
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
-        for src,rel in _watched(jobs, shown):
-            why = _not_to_write(src, out/rel, rel, made, inputs, seen)
-            if why: rep.notes.append((str(src), why, 'left out')); continue
-            try: _keep_or_make(src, rel, how, made, again, rep, lambda: _one_file(model, src, rel, kwargs))
-            except OSError as e:
-                if e.errno != errno.ENAMETOOLONG: raise CourseError(no_room(out, e, '--out') + '. What was finished is kept') from None
-                rep.notes.append((str(src), 'the name of its result would be too long', 'left out'))
-            else: seen.update([_inode(out/rel)] if (out/rel).exists() else [])
+    for src,rel in _watched(jobs, shown):
+        why = _not_to_write(src, out/rel, rel, made, inputs, seen)
+        if why: rep.notes.append((str(src), why, 'left out')); continue
+        try: _keep_or_make(src, rel, how, made, again, rep, lambda: _one_file(model, src, rel, kwargs))
+        except OSError as e:
+            if e.errno != errno.ENAMETOOLONG: raise CourseError(no_room(out, e, '--out') + '. What was finished is kept') from None
+            rep.notes.append((str(src), 'the name of its result would be too long', 'left out'))
+        else: seen.update([_inode(out/rel)] if (out/rel).exists() else [])
     return rep
 
 # %% ../nbs/05a_restore.ipynb #21f82519
