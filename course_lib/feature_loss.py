@@ -182,9 +182,12 @@ def make_loss(
     x    # see `make_judge`
 ) -> tuple: # (a FeatureLoss, whether its judge is pretrained)
     "The loss that the settings ask for; on CUDA the judge works in 16 bits"
+    layers, wgts = cfg.judge_layers.split(), numbers(cfg.layer_weights)
+    if len(layers) != len(wgts):
+        raise CourseError(f'layer_weights = {cfg.layer_weights}: {len(wgts)} for the {len(layers)} judge_layers {cfg.judge_layers}. Expected one each')
     judge, had = make_judge(cfg, x)
     low = half_dtype(x.device) if x.device.type == 'cuda' else None
-    return FeatureLoss(judge, numbers(cfg.layer_weights), cfg.gram_weight, base=cfg.base, low=low), had
+    return FeatureLoss(judge, wgts, cfg.gram_weight, base=cfg.base, low=low), had
 
 # %% ../nbs/05_feature_loss_superres.ipynb #ada8a1dd
 def pixel_learner(

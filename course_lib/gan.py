@@ -34,6 +34,16 @@ def fine_detail(
     x = unit(x)
     return (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False)).std().item()
 
+# %% ../nbs/04_gan_superres.ipynb #7c2f81d3
+def _png_names(files, root):
+    names = [Path(p).relative_to(root).with_suffix('.png') for p in files]
+    if len(set(names)) == len(names): return names
+    raise CourseError('save_preds: two photographs differ in their endings alone. Rename one of them')
+
+def _png(x):
+    to_pil(x).save(f := io.BytesIO(), 'PNG')
+    return f.getvalue()
+
 # %% ../nbs/04_gan_superres.ipynb #5cc675b1
 @torch.no_grad()
 def save_preds(
@@ -41,11 +51,8 @@ def save_preds(
 ) -> list:                          # the files written
     "Save what a generator makes of each picture of a loader, batch by batch, as PNG under the photograph's own path, and over no file but its own"
     if dl.n != len(files) or dl.shuffle or dl.drop_last: raise CourseError(f'save_preds: {dl.n} pictures, {len(files)} files. Expected as many, by a loader in order')
-    made, names = MadeHere(dest), [Path(p).relative_to(root).with_suffix('.png') for p in files]
-    if len(set(names)) < len(names): raise CourseError('save_preds: two photographs differ in their endings alone. Rename one of them')
-    def png(o): to_pil(o).save(f := io.BytesIO(), 'PNG'); return f.getvalue()
-    outs = (o for xb,_ in dl for o in gen.eval()(xb))
-    return [made.put(f, png(o)) for f,o in zip(names, outs)]
+    made, outs = MadeHere(dest), (o for xb,_ in dl for o in gen.eval()(xb))
+    return [made.put(f, _png(o)) for f,o in zip(_png_names(files, root), outs)]
 
 # %% ../nbs/04_gan_superres.ipynb #442d25d5
 def critic_conv(
@@ -269,15 +276,19 @@ def _measured(learn, dl):
     return dict(psnr=batch_psnr(outs, ys).item(), ssim=batch_ssim(outs, ys).item(), detail=fine_detail(outs),
         generator_share=float(np.mean(learn.film_strip.sides)))
 
+# %% ../nbs/04_gan_superres.ipynb #8d3a92e5
+def _generator_learner(cfg, seed, pretrain):
+    path_hr, pairs = make_pairs(cfg)
+    first = _first_stage(tuple(cfg.items()), seed) if pretrain else None
+    seed_everything(seed) # whether the first stage was trained just now, or for an experiment before
+    gen = deepcopy(first) if pretrain else make_generator(cfg)[0]
+    return path_hr, pairs, gen_learner(pair_dls(pairs, path_hr, cfg), gen.to(default_device()))
+
 # %% ../nbs/04_gan_superres.ipynb #888ec441
 def _game(critic=None, pretrain=True):
     "An experiment: the three stages with another critic, or the third alone"
     def f(cfg, seed):
-        path_hr, pairs = make_pairs(cfg)
-        first = _first_stage(tuple(cfg.items()), seed) if pretrain else None
-        seed_everything(seed) # whether the first stage was trained just now, or for an experiment before
-        gen = deepcopy(first) if pretrain else make_generator(cfg)[0]
-        learn_gen = gen_learner(pair_dls(pairs, path_hr, cfg), gen.to(default_device()))
+        path_hr, pairs, learn_gen = _generator_learner(cfg, seed, pretrain)
         net, had = critic(cfg) if critic else (lesson_critic(cfg), False)
         crit = train_critic(cfg, learn_gen, pairs, path_hr, net) if pretrain else critic_learner(learn_gen.dls, net)
         learn = gan_learner(learn_gen, crit, cfg, FilmStrip(learn_gen.dls.valid.one_batch()[0][:1]))

@@ -124,10 +124,11 @@ def check_masks(
     if bad: raise CourseError(f"{files[bad[0]]}: a pixel is {top[bad[0]]}, and there are {n} codes, "
         f"0 ({codes[0]}) to {n-1} ({codes[-1]}); {len(bad)} of {len(files)} masks are so. Expected a code for each")
 
-# %% ../nbs/02_unet_segmentation.ipynb #c08e2f41
+# %% ../nbs/02_unet_segmentation.ipynb #5f0c7d21
 def _upright_size(f):
     with Image.open(f) as im: return im.size[::-1] if im.getexif().get(0x0112, 1) > 4 else im.size
 
+# %% ../nbs/02_unet_segmentation.ipynb #c08e2f41
 def check_sizes(
     files:list # pictures
 ):
@@ -136,6 +137,9 @@ def check_sizes(
         a, b = (_upright_size(o) for o in (p, mask_file(p)))
         if a != b: raise CourseError(f'{mask_file(p)}: {b[0]}×{b[1]} pixels, and its picture {p.name} has {a[0]}×{a[1]}. Expected a number for each pixel of it')
 
+# %% ../nbs/02_unet_segmentation.ipynb #6b1e90a4
+def _augmented(a): return aug_transforms(max_rotate=10*a, max_zoom=1+.1*a, max_lighting=.2*a, max_warp=.2*a)
+
 # %% ../nbs/02_unet_segmentation.ipynb #13097e5b
 def scene_dls(
     path,            # folder, see `scene_files`
@@ -143,14 +147,13 @@ def scene_dls(
     augment:float=1. # 0: only mirrored; 1: turned by 10°, zoomed 1.1, tilted, lit by a fifth, as in the lecture
 ): # fastai DataLoaders; a batch is (bs,3,h,w) floats and (bs,h,w) classes
     "Street scenes and their masks, checked, normalised with ImageNet's statistics"
-    files, codes, a = scene_files(path), scene_codes(path), augment
+    files, codes = scene_files(path), scene_codes(path)
     for k in ('train', 'valid'): check_masks([mask_file(p) for p in files[k]], codes, sz); check_sizes(files[k])
     valid = set(files['valid'])
-    tfms = aug_transforms(max_rotate=10*a, max_zoom=1+.1*a, max_lighting=.2*a, max_warp=.2*a)
     mask = TransformBlock(SceneMask.create, AddMaskCodes(codes), IntToFloatTensor)
     block = DataBlock((ImageBlock(PILPhoto), mask), get_items=lambda _: files['train']+files['valid'],
         get_y=mask_file, splitter=FuncSplitter(lambda o: o in valid),
-        batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
+        batch_tfms=[*_augmented(augment), Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(path, bs=bs, val_bs=2*bs, dl_type=TensorDL, sz=sz, device=default_device())
 
 # %% ../nbs/02_unet_segmentation.ipynb #03385fde

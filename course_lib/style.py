@@ -209,12 +209,14 @@ def features(
 
 # %% ../nbs/08_style_transfer.ipynb #2d4b59ea
 def block_ends(
-    net:nn.Sequential # the judge
-) -> list:            # indices of layers
-    "The layers before each shrinking of the grid, and the last one where no shrinking follows"
-    shapes = layer_shapes(net, (96, 96))
-    ends = before_it_shrinks(shapes)
-    return ends if ends[-1] == len(net)-2 else [*ends, len(net)-1]
+    net:nn.Sequential, # the judge
+    block:int=0        # a block that shall be there
+) -> list:             # indices of layers
+    "The layers before each shrinking of the grid, and the last one where no shrinking follows; raises `CourseError` without the block"
+    ends = before_it_shrinks(layer_shapes(net, (96, 96)))
+    if ends[-1] != len(net)-2: ends = [*ends, len(net)-1]
+    if block < len(ends): return ends
+    raise CourseError(f'block = {block}. Expected 0 to {len(ends)-1}, the blocks that the judge has (content_block in settings.ini)')
 
 # %% ../nbs/08_style_transfer.ipynb #00c5bd41
 def content_term(
@@ -256,9 +258,7 @@ def transfer_loss(
     half=None               # see `features`
 ):                          # function: (n, 3, h, w) → (n,)
     "Content from one block and style from all (Gatys et al. 2015, equation 7)"
-    ends = block_ends(net)
-    if not block < len(ends):
-        raise CourseError(f'transfer_loss: block = {block}. Expected 0 to {len(ends)-1}, the blocks that the judge has')
+    ends = block_ends(net, block)
     return picture_loss(net, [content_term(net, content, ends[block]), *style_terms(net, painting, ends, weight)], half=half)
 
 # %% ../nbs/08_style_transfer.ipynb #2ae913b1

@@ -87,6 +87,17 @@ def test_layers_of_a_judge(layers):
     with pytest.raises(CourseError, match='judge_layers = '): feature_loss.make_judge(cfg('05', judge_layers=layers), torch.rand(2, 3, 16, 16))
 
 
+@pytest.mark.parametrize('weights', ['1', '1 2 3', ''])
+def test_a_weight_for_each_layer(weights):
+    with pytest.raises(CourseError, match='layer_weights = '): feature_loss.make_loss(cfg('05', layer_weights=weights), torch.rand(2, 3, 64, 64))
+
+
+def test_a_block_that_the_judge_lacks():
+    net = style.plain_vgg()
+    assert len(style.block_ends(net, 1)) > 1
+    with pytest.raises(CourseError, match='block = 12.*content_block'): style.block_ends(net, 12)
+
+
 @pytest.mark.parametrize('sz', [8, 17, 48])
 def test_sizes_of_a_dcgan(sz):
     with pytest.raises(CourseError, match=f'sz = {sz}'): wgan.make_pair(cfg('06', sz=sz), dcgan.DCGAN_G, dcgan.DCGAN_D)
