@@ -1,7 +1,7 @@
 "Batches and sizes that the settings allow and the data or the network does not: one line each, before anything trains"
 import functools
 import pytest, torch
-from course_lib import cyclegan, darknet, dcgan, feature_loss, gan, heads, pairs, phases, resnet, rnn, segment, wgan
+from course_lib import cyclegan, darknet, dcgan, feature_loss, gan, heads, pairs, phases, resnet, rnn, segment, style, wgan
 from course_lib.core import AttrDict, CourseError, lesson_settings
 from course_lib.data import get_data
 
