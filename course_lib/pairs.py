@@ -47,7 +47,7 @@ def make_pairs(
     "Crappify a dataset, or what is missing of it, and pair it with itself; a line for each photograph that has to be left out"
     path_hr, home = Path(get_data(cfg.dataset, cfg.profile)), data_home()/'cache'/f'{name}-{cfg.dataset}'
     reports = [crappify_folder(cfg.crappifier, path_hr, home/str(k), seed=cfg.seed+k, shown=False) for k in range(cfg.get('variants', 1))]
-    wanted, left_out = set(path_hr.glob(cfg.files)), {path_hr/o: why for rep in reports for o,why in rep.left_out}
+    wanted, left_out = set(known_files(path_hr.glob(cfg.files))), {path_hr/o: why for rep in reports for o,why in rep.left_out}
     for o in sorted(wanted & left_out.keys()): print(' '.join(f'{_legible(str(o.relative_to(path_hr)))}: {left_out[o]}. Left out'.split()))
     return path_hr, pair_files(path_hr, home/'0', cfg.files, left_out)
 

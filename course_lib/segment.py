@@ -114,9 +114,8 @@ def read_scene(
 
 # %% ../nbs/02_unet_segmentation.ipynb #f16bb2ba
 def check_masks(
-    files:list, # mask files
-    codes:list, # names of the classes
-    sz=None     # (height, width) to read them at
+    files:list, codes:list, # mask files; names of the classes
+    sz=None                 # (height, width) to read them at
 ):
     "Raise `CourseError` for a mask with a number outside the codes: the file, the number and the codes"
     top, n = image_cache(files, SceneMask.create, sz).flatten(1).amax(1), len(codes)
@@ -240,9 +239,7 @@ def baseline(
 # %% ../nbs/02_unet_segmentation.ipynb #54d33c2d
 class SceneLoss:
     "Cross entropy over pixels, void left out (fastai's flat one copies the scores into another memory order)"
-    def __init__(self,
-        void:int # the class that does not count
-    ): self.void = void
+    def __init__(self, void:int): self.void = void # the class that does not count
     def __call__(self, pred, targ): # torch's own mean would be 0/0 where all is void
         total = F.cross_entropy(pred, targ, ignore_index=self.void, reduction='sum')
         return total/(targ != self.void).sum().clamp(min=1)
