@@ -1326,6 +1326,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'course_lib.segment.TransposedBlock.__init__': ( 'unet_segmentation.html#transposedblock.__init__',
                                                                                      'course_lib/segment.py'),
                                     'course_lib.segment._augmented': ('unet_segmentation.html#_augmented', 'course_lib/segment.py'),
+                                    'course_lib.segment._check_codes': ('unet_segmentation.html#_check_codes', 'course_lib/segment.py'),
                                     'course_lib.segment._check_lists': ('unet_segmentation.html#_check_lists', 'course_lib/segment.py'),
                                     'course_lib.segment._learner': ('unet_segmentation.html#_learner', 'course_lib/segment.py'),
                                     'course_lib.segment._stages': ('unet_segmentation.html#_stages', 'course_lib/segment.py'),

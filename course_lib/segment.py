@@ -23,6 +23,14 @@ from .resnet import DenseLayer, course_learner, transition
 from .unet import LastCross, UnetBlock, fit_stage, make_unet, norm_conv, small_encoder, unet_groups
 from PIL import Image, ImageOps
 
+# %% ../nbs/02_unet_segmentation.ipynb #9d4b6c17
+def _check_codes(f, codes):
+    twice = next((o for o in codes if codes.count(o) > 1), None)
+    if '' in codes: raise CourseError(f'{f}: line {codes.index("")+1} is empty. Expected the name of a class on each line')
+    if twice: raise CourseError(f'{f}: {twice} stands there twice. Expected another name on each line')
+    if 'Void' not in codes:
+        raise CourseError(f'{f}: no class is called Void, which is for pixels that do not count. Add it, on a line of its own')
+
 # %% ../nbs/02_unet_segmentation.ipynb #44fb7ba9
 def scene_codes(
     path # a folder with `codes.txt`
@@ -31,11 +39,8 @@ def scene_codes(
     f = Path(path)/'codes.txt'
     if not f.exists(): raise CourseError(f'{f}: there is no such file. Expected the names of the classes, one on each line')
     codes = [o.strip() for o in f.read_text(encoding='utf-8-sig').rstrip().splitlines()]
-    twice = next((o for o in codes if codes.count(o) > 1), None)
-    if '' in codes: raise CourseError(f'{f}: line {codes.index("")+1} is empty. Expected the name of a class on each line')
-    if twice: raise CourseError(f'{f}: {twice} stands there twice. Expected another name on each line')
-    if 'Void' in codes: return codes
-    raise CourseError(f'{f}: no class is called Void, which is for pixels that do not count. Add it, on a line of its own')
+    _check_codes(f, codes)
+    return codes
 
 # %% ../nbs/02_unet_segmentation.ipynb #35019c94
 def scene_files(
@@ -100,8 +105,7 @@ class SceneMask(PILMask):
             a = np.asarray(ImageOps.exif_transpose(im))
             if im.mode in ('RGB', 'RGBA', 'LA', 'PA'): a = a[..., :3 if len(im.mode) > 2 else 1]
         if a.ndim == 3 and (a != a[..., :1]).any(): raise ValueError('it is coloured, and a mask has a number for each pixel')
-        a = a[..., 0] if a.ndim == 3 else a
-        return cls(Image.fromarray(a.clip(0, 255).astype(np.uint8)))
+        return cls(Image.fromarray((a[..., 0] if a.ndim == 3 else a).clip(0, 255).astype(np.uint8)))
 
 # %% ../nbs/02_unet_segmentation.ipynb #89c3137f
 def read_scene(
