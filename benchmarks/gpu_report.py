@@ -150,14 +150,23 @@ parts = dict(device=device, tests=tests, lessons=lessons, cifar=cifar, seeds=see
 stages = [['device'], ['tests', 'lessons'], ['cifar'], ['cyclegan'], ['style'], ['feature_loss'], ['seeds', 'full']]
 
 
+def without(o, key):
+    "The same without a key, however deep"
+    if isinstance(o, dict): return {k: without(v, key) for k,v in o.items() if k != key}
+    return [without(x, key) for x in o] if isinstance(o, list) else o
+
+
 class Job:
     "What every part needs to know"
-    def __init__(self, out, runs, end, jobs, kind, short):
-        self.out, self.runs, self.end, self.jobs, self.kind, self.short = out, runs, end, jobs, kind, short
+    def __init__(self, out, runs, end, jobs, kind, short, keep):
+        self.out, self.runs, self.end, self.jobs, self.kind, self.short, self.keep = out, runs, end, jobs, kind, short, keep
+        git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=root, capture_output=True, text=True)
+        self.commit = git.stdout.strip() if git.returncode == 0 else None
     @property
     def cuda(self): return self.kind == 'cuda'
     def left(self): return max(1, self.end-time.time())
     def write(self, name, res):
+        if self.keep: res = without(res, 'tail') # paths of a machine
         tmp = self.out/f'.{name}.new'
         tmp.write_text(json.dumps(res, indent=1)+'\n')
         tmp.replace(self.out/f'{name}.json')
@@ -173,9 +182,8 @@ def one_part(job, name):
     t0 = time.time()
     try: res = parts[name](job)
     except Exception as e: res = dict(ok=False, ended=f'{type(e).__name__}: {e}')
-    res = dict(part=name, short=job.short, minutes=round((time.time()-t0)/60, 2), **res)
-    job.write(name, res)
-    print(f"{name:<14} {'ok' if res['ok'] else 'FAILED'}  {res['minutes']:.1f} min", flush=True)
+    job.write(name, dict(part=name, commit=job.commit, short=job.short, minutes=round((time.time()-t0)/60, 2), **res))
+    print(f"{name:<14} {'ok' if res['ok'] else 'FAILED'}  {(time.time()-t0)/60:.1f} min", flush=True)
     return res['ok']
 
 
@@ -195,7 +203,7 @@ def main(
     home = clone_root()/'results' if keep else runs_home()
     folder = Path(out or home/'gpu'/re.sub(r'\W+', '-', device_name()).strip('-').lower()).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(folder, runs_home()/'gpu-runs', time.time()+60*minutes, jobs or max(1, (os.cpu_count() or 2)//2), kind, short)
+    job = Job(folder, runs_home()/'gpu-runs', time.time()+60*minutes, jobs or max(1, (os.cpu_count() or 2)//2), kind, short, keep)
     wanted, passed = only.split() or list(parts), []
     if bad := set(wanted)-set(parts): raise SystemExit(f"gpu_report: no part {', '.join(sorted(bad))}. Expected of {', '.join(parts)}")
     for stage in stages:
