@@ -88,6 +88,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.cli.side_by_side': ('cli.html#side_by_side', 'course_lib/cli.py'),
                                 'course_lib.cli.style': ('cli.html#style', 'course_lib/cli.py'),
                                 'course_lib.cli.text_table': ('cli.html#text_table', 'course_lib/cli.py'),
+                                'course_lib.cli.threads_env': ('cli.html#threads_env', 'course_lib/cli.py'),
                                 'course_lib.cli.train': ('cli.html#train', 'course_lib/cli.py'),
                                 'course_lib.cli.weights_at_hand': ('cli.html#weights_at_hand', 'course_lib/cli.py'),
                                 'course_lib.cli.write_page': ('cli.html#write_page', 'course_lib/cli.py')},

@@ -7,8 +7,8 @@ nbdev-test runs a notebook in an in-process shell; notebooks that share a worker
 import argparse, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from course_lib.cli import kernel_env, longest_first, side_by_side
-from course_lib.core import active_profile, runs_home
+from course_lib.cli import longest_first, side_by_side, threads_env
+from course_lib.core import active_profile
 
 nbs = Path(__file__).resolve().parent.parent/'nbs'
 
@@ -31,7 +31,7 @@ if __name__ == '__main__':
     todo = [o for o in sorted(nbs.glob('[0-9]*.ipynb')) if not args.names or any(o.stem.startswith(n) for n in args.names)]
     if not todo: sys.exit('run_notebooks: no notebook matches')
     jobs, threads = side_by_side(len(todo), profile, args.jobs)
-    env = {k: v for k,v in kernel_env(profile, runs_home(), threads).items() if k in os.environ or k.startswith('OMP_')}
+    env = {**threads_env(threads), **os.environ}
     with ThreadPoolExecutor(jobs) as ex:
         futures = [ex.submit(run, o, env) for o in longest_first(todo, profile)]
         try: passed = [o.result() for o in futures]
