@@ -33,16 +33,16 @@ course: setup
 	@echo "Running the lessons (executed copies and pages: _runs/)"
 	@$(BIN)/course run $(LESSONS) $(if $(PROFILE),--profile $(PROFILE))
 
-# One process a notebook and one thread each: with two torch processes on two cores, more threads are ten times slower.
+# One process a notebook, several side by side with a thread or two each: on two cores, two processes with two threads each are ten times slower.
 test: setup
 	@echo "1 of 2: the notebooks, top to bottom"
-	@OMP_NUM_THREADS=1 COURSE_PROFILE=sample COURSE_DEVICE=cpu $(BIN)/python tests/run_notebooks.py
+	@COURSE_PROFILE=sample COURSE_DEVICE=cpu $(BIN)/python tests/run_notebooks.py
 	@echo "2 of 2: the tests"
 	@OMP_NUM_THREADS=1 COURSE_DEVICE=cpu $(BIN)/python -m pytest
 
 test-gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make test-gpu: torch sees no CUDA device here, so nothing was tested")'
-	COURSE_DEVICE=cuda $(BIN)/python tests/run_notebooks.py --n-workers 1
+	COURSE_DEVICE=cuda $(BIN)/python tests/run_notebooks.py --jobs 1
 	COURSE_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
 # At most ten minutes on a card; what the card alone can show, a JSON file a part.
@@ -57,7 +57,7 @@ bench: setup
 
 # Names and versions only; universal, so that one file serves Linux, macOS and every supported Python.
 lock:
-	uv pip compile --quiet --universal --upgrade --no-header --no-annotate --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --upgrade --no-header --no-annotate --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf _runs data/sample data/cache

@@ -85,10 +85,8 @@ def lesson(job, name, profile):
 
 def lessons(job):
     "All lessons at `sample`, several at once"
-    from course_lib.cli import lesson_notebooks
-    from course_lib.core import load_results
-    took = {o['lesson']: o['seconds'] for o in load_results() if o['kind'] == 'sample' and o['seconds']}
-    todo = sorted((o.stem for o in lesson_notebooks()), key=lambda o: -took.get(o, 20)) # the longest first
+    from course_lib.cli import lesson_notebooks, longest_first
+    todo = [o.stem for o in longest_first(lesson_notebooks(), 'sample')]
     return many_lessons(job, 'lessons', todo[:1] if job.short else todo, 'sample', job.jobs)
 
 

@@ -1,34 +1,42 @@
-"""Run every notebook under nbdev-test, each in a process of its own, several at a time, and print what each took.
+"""Run every notebook under nbdev-test, each in a process of its own, several side by side as `course run` does, the longest first, and print what each took.
 
 nbdev-test runs a notebook in an in-process shell; notebooks that share a worker would share dtype, environment and modules.
 
-    python tests/run_notebooks.py [--n-workers 2] [name ...]
+    python tests/run_notebooks.py [--jobs 2] [name ...]
 """
 import argparse, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from course_lib.cli import longest_first, side_by_side, threads_env
+from course_lib.core import active_profile
 
 nbs = Path(__file__).resolve().parent.parent/'nbs'
 
 
-def run(nb):
+def run(nb, env):
     t0 = time.time()
     cmd = [Path(sys.executable).with_name('nbdev-test'), nb]
-    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=nbs.parent, timeout=4*1800)
+    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=nbs.parent, env=env, timeout=4*1800)
     except subprocess.TimeoutExpired as e: ok, said = False, f'stopped after {e.timeout} s\n{e.stdout or ""}'
     else: ok, said = res.returncode == 0 and 'Success.' in res.stdout, res.stdout
-    print(f"{nb.stem:<32} {'ok' if ok else 'FAILED'}  {time.time()-t0:.0f} s", flush=True)
-    if not ok: print(said, flush=True)
+    print('\n'.join([f"{nb.stem:<32} {'ok' if ok else 'FAILED'}  {time.time()-t0:.0f} s", *([] if ok else [said])]), flush=True)
     return ok
 
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser()
     p.add_argument('names', nargs='*')
-    p.add_argument('--n-workers', type=int, default=min(2, os.cpu_count() or 1))
-    args = p.parse_args()
+    p.add_argument('--jobs', type=int, default=0)
+    args, profile = p.parse_args(), active_profile()
     todo = [o for o in sorted(nbs.glob('[0-9]*.ipynb')) if not args.names or any(o.stem.startswith(n) for n in args.names)]
     if not todo: sys.exit('run_notebooks: no notebook matches')
-    with ThreadPoolExecutor(args.n_workers) as ex: passed = list(ex.map(run, todo))
+    jobs, threads = side_by_side(len(todo), profile, args.jobs)
+    env = {**threads_env(threads), **os.environ}
+    with ThreadPoolExecutor(jobs) as ex:
+        futures = [ex.submit(run, o, env) for o in longest_first(todo, profile)]
+        try: passed = [o.result() for o in futures]
+        except KeyboardInterrupt: # those that run have heard it as well
+            ex.shutdown(wait=False, cancel_futures=True)
+            sys.exit(130)
     print(f'{sum(passed)} passed, {len(passed)-sum(passed)} failed')
     sys.exit(not all(passed))

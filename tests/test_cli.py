@@ -59,6 +59,81 @@ def test_goes_on_past_a_failing_lesson(nbs, tmp_path, capsys):
     assert 'ZeroDivisionError' in (tmp_path/'out'/'01_fails.html').read_text()
 
 
+meets = """
+import time
+from pathlib import Path
+Path("{0}").touch()
+end = time.time()+{2}
+while not Path("{1}").exists(): assert time.time() < end, "alone"
+"""
+
+def test_two_at_once(nbs, tmp_path, capsys):
+    "Two lessons that wait for each other, and one that fails beside them: all end, and the table is in the order of the lessons, not of their ends"
+    a, b = (str(tmp_path/o) for o in 'ab')
+    nbs(_01_waits=[meets.format(a, b, patience)], _02_fails=['1/0'], _03_waits=[meets.format(b, a, patience)])
+    assert cli.run('03', '01', '02', profile='sample', out=str(tmp_path/'out'), jobs=3) == 1
+    out = capsys.readouterr().out
+    table = out[out.index('lesson '):]
+    assert [l.split()[:2] for l in table.splitlines()[2:5]] == [['01_waits', 'ok'], ['02_fails', 'failed'], ['03_waits', 'ok']]
+    assert out.index('02_fails  failed') < out.index('01_waits  ok') and '\r' not in out and 'starting' not in out
+
+
+def test_one_at_a_time(nbs, tmp_path):
+    "`--jobs 1`: none begins before the one before it has ended"
+    cell = 'import time; from pathlib import Path; f = Path("%s"); assert not f.exists(); f.touch(); time.sleep(1); f.unlink()' % (tmp_path/'busy')
+    nbs(_01_a=[cell], _02_b=[cell], _03_c=[cell])
+    assert cli.run(profile='sample', out=str(tmp_path/'out'), jobs=1) == 0
+
+
+def test_longest_first(monkeypatch):
+    "By this profile's seconds, this machine's last run counting; a lesson that nothing is known of is taken for a short one"
+    run = lambda lesson, profile, seconds: dict(lesson=lesson, seconds=seconds, settings=dict(profile=profile))
+    monkeypatch.setattr(cli, 'load_results', lambda: [run('01_a', 'sample', 100), run('01_a', 'full', 9999), run('01_a', 'sample', 50), run('03_c', 'sample', 70), run('04_d', 'sample', None)])
+    assert [o.stem for o in cli.longest_first([Path(f'{o}.ipynb') for o in ('01_a', '02_b', '03_c', '04_d')], 'sample')] == ['03_c', '01_a', '02_b', '04_d']
+
+
+@pytest.mark.parametrize('cores, gb, device, profile, omp, jobs, want', [
+    (2, 9, 'cpu', 'sample', '', 0, (2, 1)), (1, 9, 'cpu', 'sample', '', 0, (1, 1)), (4, 9, 'cpu', 'sample', '', 0, (2, 2)), (16, 99, 'cpu', 'sample', '', 0, (8, 2)),
+    (16, 5, 'cpu', 'sample', '', 0, (3, 2)), (16, .1, 'cpu', 'sample', '', 0, (1, 2)), (2, 9, 'cpu', 'sample', '2', 0, (1, 2)), (2, 9, 'cpu', 'sample', '1', 0, (2, 1)),
+    (2, 9, 'cpu', 'sample', '', 1, (1, 2)), (2, .1, 'cpu', 'sample', '', 4, (4, 1)), (16, 99, 'cuda', 'sample', '', 0, (1, 0)), (16, 99, 'cuda', 'sample', '', 3, (3, 0)),
+    (16, 99, 'cpu', 'full', '', 0, (1, 0)), (64, 999, 'cpu', 'sample', '', 0, (11, 2))])
+def test_side_by_side(monkeypatch, cores, gb, device, profile, omp, jobs, want):
+    "Half the cores, two on two, one on a card and at full; what fits into the memory; the user's word counts"
+    import psutil
+    monkeypatch.setattr(cli, 'num_cpus', lambda: cores)
+    monkeypatch.setattr(cli, 'default_device', lambda: SimpleNamespace(type=device))
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=gb*1e9))
+    monkeypatch.setenv('OMP_NUM_THREADS', omp)
+    assert cli.side_by_side(11, profile, jobs) == want
+
+
+@pytest.mark.parametrize('mine', [{}, {'OMP_NUM_THREADS': '3', 'OMP_WAIT_POLICY': 'ACTIVE'}], ids=['ours', 'the user\'s'])
+def test_threads_of_a_kernel(monkeypatch, mine):
+    "What the user has set stays"
+    for o in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY'): monkeypatch.delenv(o, raising=False)
+    for k,v in mine.items(): monkeypatch.setenv(k, v)
+    assert cli.kernel_env('sample', 'runs', 2).items() >= {'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE', **mine}.items()
+    assert mine or 'OMP_NUM_THREADS' not in cli.kernel_env('full', 'runs')
+
+
+def test_a_cell_that_takes_too_long(nbs, tmp_path, monkeypatch, capsys):
+    "One line that says which, and the next lesson runs; at full scale there is no limit"
+    monkeypatch.setattr(cli, 'cell_minutes', 3/60)
+    nbs(_01_slow=['x = 1', 'import time; time.sleep(1000)'], _02_next=['print(2)'])
+    assert cli.run(profile='sample', out=str(tmp_path/'out')) == 1
+    out = capsys.readouterr().out
+    line, = [o for o in out.splitlines() if 'minutes' in o]
+    assert line.startswith('cell 3: not done after 0.05 minutes') and 'Traceback' not in out and '02_next  ok' in out
+    monkeypatch.setattr(cli, 'execute', lambda nb, folder, env, each, minutes: print('limit', minutes))
+    assert cli.run('02', profile='full', out=str(tmp_path/'out')) == 0 and 'limit None' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('jobs', ['-1', 'two'])
+def test_jobs_that_are_no_number(course, jobs):
+    res = course('run', '01', '--jobs', jobs)
+    assert res.returncode and 'jobs' in res.stderr and 'Traceback' not in res.stderr
+
+
 def start_run(tmp_path, *args, first='', **env):
     "`course run` in a process of its own, after the code in `first`; a variable that is None is not there"
     env = {k: v for k,v in {**os.environ, 'COURSE_RUNS': str(tmp_path/'out'), **env}.items() if v is not None}
@@ -102,9 +177,11 @@ import os
 from course_lib import cli
 class Goes:
     def __del__(self): os.kill(os.getpid(), signal.SIGINT) # what is raised while an object goes is ignored
-def show(self, s):
-    if 'starting a kernel' in s: Goes()
-cli.LiveLine.show = show
+real = cli.wait
+def wait(*args, **kwargs):
+    Goes()
+    return real(*args, **kwargs)
+cli.wait = wait
 '''
 
 
@@ -123,12 +200,26 @@ def test_ctrl_c(nbs, tmp_path, first):
     "The table of what is finished, exit code 130, no traceback, no kernel left and nothing that it started, and no further lesson; also when the kernel's client does not come back"
     f = tmp_path/'pids'
     nbs(_01_first=['print(1)'], _02_long=[f'{sleeper}; import os; open({str(f)!r}, "w").write(f"{{os.getpid()}} {{child.pid}}!")', 'child.wait()'], _03_last=['print(3)'])
-    p = start_run(tmp_path, *(['02', '03'] if first else []), first=first)
+    p = start_run(tmp_path, *(['02', '03'] if first else []), '--jobs', '1', first=first)
     assert wait_for(lambda: f.exists() and f.read_text().endswith('!') or p.poll() is not None, patience)
     os.killpg(p.pid, signal.SIGINT)
     out, err = stop(p, map(int, f.read_text()[:-1].split()))
     assert 'Traceback' not in out+err and 'died' not in out and not (tmp_path/'out'/'03_last.ipynb').exists(), out+err
     if not first: assert '01_first  ok' in out[out.index('lesson '):]
+
+
+def test_ctrl_c_with_two_running(nbs, tmp_path):
+    "Both kernels end, with what they started; what was finished stands in the table, and what had not begun does not begin"
+    files = [tmp_path/f'pids{i}' for i in range(2)]
+    long = lambda f: [f'{sleeper}; import os; open({str(f)!r}, "w").write(f"{{os.getpid()}} {{child.pid}}!")', 'child.wait()']
+    nbs(_01_first=['print(1)'], _02_long=long(files[0]), _03_long=long(files[1]), _04_last=['print(4)'])
+    p = start_run(tmp_path, '--jobs', '2')
+    assert wait_for(lambda: all(f.exists() and f.read_text().endswith('!') for f in files) or p.poll() is not None, patience)
+    os.killpg(p.pid, signal.SIGINT)
+    out, err = stop(p, [int(o) for f in files for o in f.read_text()[:-1].split()])
+    assert 'Traceback' not in out+err and 'died' not in out and not (tmp_path/'out'/'04_last.ipynb').exists(), out+err
+    table = out[out.index('lesson '):]
+    assert '01_first  ok' in table and '02_long' not in table and '03_long' not in table
 
 
 def test_ctrl_c_while_the_kernel_starts(nbs, tmp_path):

@@ -1,5 +1,6 @@
 "The files that say what is needed agree, and the wheel works where there is no clone"
-import tomllib, zipfile
+import json, subprocess, sys, tomllib, zipfile
+from importlib import metadata
 from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
@@ -10,21 +11,103 @@ root = Path(__file__).resolve().parent.parent
 project = tomllib.loads((root/'pyproject.toml').read_text())['project']
 
 
+extras = project['optional-dependencies']
+on_conda = {'pytorch': 'torch'} # by another name
+
+
 def by_name(reqs): return {canonicalize_name(o.name): o.specifier for o in map(Requirement, reqs)}
 
-def wanted(): return by_name(project['dependencies'] + project['optional-dependencies']['dev'])
+def of_extras(): return {k: v for o in extras.values() for k,v in by_name(o).items() if k != 'course-lib'} # which stands for other extras
+
+def wanted(): return by_name(project['dependencies']) | of_extras()
 
 def locked(): return [o for o in (root/'requirements.lock').read_text().splitlines() if o.strip() and not o.startswith('#')]
 
 
 def test_conda_agrees():
-    "environment.yml asks for what pyproject.toml asks for, in the same ranges"
+    "environment.yml asks for what pyproject.toml asks for, in the same ranges, and what the modules of the lessons need is conda-forge's"
     import yaml
-    deps = yaml.safe_load((root/'environment.yml').read_text())['dependencies']
-    pip = next(o['pip'] for o in deps if isinstance(o, dict))
-    conda = by_name(o for o in deps if isinstance(o, str))
-    assert by_name(o for o in pip if not o.startswith('-e')) | {k: v for k,v in conda.items() if k not in ('python', 'pip')} == wanted()
-    assert conda['python'] == SpecifierSet(project['requires-python'])
+    env = yaml.safe_load((root/'environment.yml').read_text())
+    pip = by_name(o for o in next(o['pip'] for o in env['dependencies'] if isinstance(o, dict)) if not o.startswith('-e'))
+    conda = {on_conda.get(k, k): v for k,v in by_name(o for o in env['dependencies'] if isinstance(o, str)).items()}
+    assert env['channels'] == ['conda-forge'] and conda['python'] == SpecifierSet(project['requires-python'])
+    assert pip | {k: v for k,v in conda.items() if k not in ('python', 'pip')} == wanted()
+    assert not set(pip) & (set(conda) | set(by_name(project['dependencies'])))
+
+
+def deptry(*args): return subprocess.run([sys.executable, '-m', 'deptry', '--no-ansi', *args], cwd=root, capture_output=True, text=True)
+
+def test_imports_are_declared():
+    "What the package, the notebooks, the benchmarks and the tests import stands in pyproject.toml, and what stands there is needed"
+    res = deptry('.')
+    assert res.returncode == 0, res.stderr
+
+
+def test_package_needs_no_tool():
+    "The package itself imports nothing that only its makers have, but what writes notebooks for them"
+    res = deptry('course_lib', '--optional-dependencies-dev-groups', 'dev', '--ignore', 'DEP002', '--per-rule-ignores', 'DEP004=nbdev')
+    assert res.returncode == 0, res.stderr
+
+
+def test_extras_hold_no_other():
+    "`dev` has all extras, and an extra names no requirement of the package itself again"
+    inside = lambda k: {o for r in map(Requirement, extras[k]) if canonicalize_name(r.name) == 'course-lib' for o in r.extras | {x for e in r.extras for x in inside(e)}}
+    assert inside('dev') == set(extras) - {'dev'}
+    assert not set(of_extras()) & set(by_name(project['dependencies']))
+
+
+@pytest.fixture(scope='session')
+def gone():
+    "The modules that are here and would not be after `pip install course_lib`"
+    todo, have = list(project['dependencies']), {'course-lib'}
+    while todo:
+        r = Requirement(todo.pop())
+        if (name := canonicalize_name(r.name)) in have: continue
+        have.add(name)
+        todo += [o for o in metadata.requires(name) or [] if not (m := Requirement(o).marker) or any(m.evaluate({'extra': e}) for e in r.extras or [''])]
+    res = {k for k,v in metadata.packages_distributions().items() if not {canonicalize_name(o) for o in v} & have}
+    assert {'IPython', 'ipykernel', 'ipywidgets', 'jupyterlab', 'jupyter_client', 'nbclient', 'nbconvert', 'nbformat', 'voila', 'nbdev'} <= res
+    return ' '.join(res)
+
+
+no_extras = """
+import sys
+from importlib.machinery import PathFinder
+gone, finders = set(sys.argv.pop(1).split()), sys.meta_path[:]
+class Installed:
+    find_distributions = staticmethod(PathFinder.find_distributions)
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] not in gone: return next((o for f in finders if (o := f.find_spec(name, path, target))), None)
+sys.meta_path[:] = [Installed()]
+"""
+
+without_jupyter = no_extras + """
+import importlib, json, pkgutil, course_lib
+from course_lib.core import header, lessons
+failed = {}
+for o in pkgutil.walk_packages(course_lib.__path__, 'course_lib.'):
+    try: importlib.import_module(o.name)
+    except ModuleNotFoundError as e: failed[o.name] = e.name
+for o in lessons(): header(o)
+print('RESULT', json.dumps([failed, [f'course_lib.{o.module}' for o in lessons().values()]]))
+"""
+
+def test_without_jupyter(python, gone):
+    "With the requirements of the package alone every module can be imported but those that are made of widgets, which are no lesson's"
+    res = python(without_jupyter, gone, PYTHONPATH=str(root))
+    assert res.returncode == 0, res.stderr
+    failed, of_lessons = json.loads(res.stdout.split('RESULT ')[1])
+    assert set(failed.values()) <= {'ipywidgets'} and not set(failed) & set(of_lessons), failed
+
+
+def test_commands_without_jupyter(python, gone, one_line):
+    "The commands that run no notebook work, and the one that does says what it needs"
+    call = no_extras + 'from course_lib.cli import course; course()'
+    alone = lambda *args: python(call, gone, *args, PYTHONPATH=str(root))
+    for args in (['--help'], ['results'], ['data', 'mnist'], ['doctor']):
+        res = alone(*args)
+        assert res.returncode == 0, res.stderr
+    assert "pip install 'course_lib[run]'" in one_line(alone('run', '01'))
 
 
 def test_lock_agrees():
