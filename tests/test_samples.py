@@ -7,14 +7,14 @@ from conftest import patience
 from course_lib import samples as samples_module
 from course_lib.core import CourseError, data_home, lesson_settings, lessons
 from course_lib.data import check_layout, count_files, get_data, registry
-from course_lib.samples import known_files, make_sample, pixels_digest, sample, sample_stamp, samples
+from course_lib.samples.make import known_files, make_sample, pixels_digest, sample, sample_stamp, samples
 
 names = [k for k,v in registry().items() if 'sample' in v]
 
 maker = '''
 import os, sys, time
 from pathlib import Path
-from course_lib.samples import *
+from course_lib.samples.make import *
 home = Path(sys.argv[1])
 @sample('toy')
 def make_toy(path):
@@ -259,7 +259,7 @@ from functools import partial
 size = 3
 '''
 toys = '''
-from course_lib.samples import make_sample, sample
+from course_lib.samples.make import make_sample, sample
 @sample('toy')
 def make_toy(path):
     from .kit import size
