@@ -27,7 +27,8 @@ if __name__ == '__main__':
     p.add_argument('names', nargs='*')
     p.add_argument('--n-workers', type=int, default=min(2, os.cpu_count() or 1))
     args = p.parse_args()
-    todo = [o for o in sorted(nbs.glob('[0-9]*.ipynb')) if not args.names or any(o.stem.startswith(n) for n in args.names)]
+    todo = [o for o in sorted(nbs.rglob('*.ipynb')) if not any(n[0] in '._' for n in o.relative_to(nbs).parts)]
+    todo = [o for o in todo if not args.names or any(o.relative_to(nbs).as_posix().startswith(n) or o.stem.startswith(n) for n in args.names)]
     if not todo: sys.exit('run_notebooks: no notebook matches')
     with ThreadPoolExecutor(args.n_workers) as ex: passed = list(ex.map(run, todo))
     print(f'{sum(passed)} passed, {len(passed)-sum(passed)} failed')
