@@ -22,12 +22,15 @@ _red, _blue, _white, _black = (196,32,38), (34,78,160), (236,234,230), (34,36,38
 def _board(w, h):
     "Four corners (right, up) of a board, `w` and `h` from its middle to its edges"
     return [(-w,-h), (-w,h), (w,h), (w,-h)]
-
-_lights = lambda *on: [(_board(.55,1.4),_black)] + [(round_corners(.38,dy),c) for dy,c in zip((.85,0,-.85), on)]
-_signs = [[(round_corners(1),_red), (round_corners(.72),_white), (_board(.4,.14),_black)], [(round_corners(1),_red), (_board(.6,.18),_white)],
+_lights = lambda *on: [(_board(.55,1.4),_black)] + [(round_corners(.38,dy),c) for dy,c in zip((.85,0,-.85),
+    on)]
+_signs = [[(round_corners(1),_red), (round_corners(.72),_white), (_board(.4,.14),_black)],
+    [(round_corners(1),_red), (_board(.6,.18),_white)],
     [(round_corners(1),_blue), (_board(.14,.5),_white)], [(_board(1.5,.8),_white), (_board(1.35,.68),_blue)],
-    [(round_corners(1.2,0,3),_red), (round_corners(.7,0,3),_white)], [(round_corners(-1.2,0,3),_red), (round_corners(-.7,0,3),_white)],
-    [(_board(1.3,.9),_white), (_board(1.15,.75),(28,104,72))], [(_board(1,.7),(210,170,50)), (_board(.7,.2),_black)],
+    [(round_corners(1.2,0,3),_red), (round_corners(.7,0,3),_white)], [(round_corners(-1.2,0,3),_red),
+        (round_corners(-.7,0,3),_white)],
+    [(_board(1.3,.9),_white), (_board(1.15,.75),(28,104,72))], [(_board(1,.7),(210,170,50)),
+        (_board(.7,.2),_black)],
     _lights((236,50,44), (60,46,20), (20,56,34)), _lights((60,18,16), (60,46,20), (60,220,130))]
 
 # %% ../../nbs/samples/streets.ipynb #46fb4c36
@@ -41,7 +44,8 @@ class _Furniture(Town):
         "Street lamps at even distances, on two sides of three"
         r, x, color = self.rng, side*(self.road+.5), self.rng.pick([(104,108,110), (70,76,74), (128,130,128)])
         h, arm, far = r.uniform(5,7.5), r.uniform(1.2,2.4), r.pick([0,40,40])
-        for z in np.arange(r.uniform(9,22), far, r.uniform(18,30)): self.later(z, 1.2, self.lamp, x, z, h, arm, color)
+        for z in np.arange(r.uniform(9,22), far, r.uniform(18,30)):
+            self.later(z, 1.2, self.lamp, x, z, h, arm, color)
     def signpost(self, x, z, h, signs):
         "A pole `h` metres high with one or two signs on it, each about a metre across"
         self.limb((x,0,z), (x,h,z), .1, (112,114,114), 'Column_Pole', least=2)
@@ -58,19 +62,22 @@ class _Furniture(Town):
 _paints = [(226,226,224), (40,42,46), (160,164,168), (104,108,112), (60,70,98), (140,44,44), (48,66,60),
            (180,168,144), (78,96,130), (196,198,202), (96,60,52), (190,60,50), (52,58,74), (182,160,92)]
 _nose = lambda y: [(.93,y-.14), (1,y-.33), (1,.3)] # from the bonnet down to the bumper
-_bodies = [ # hatchback, sedan, SUV, van: length, width (metres); side views of body and cabin (half-lengths, metres)
-    (4.0, 1.74, [(-1,.3), (-1,.88), (.45,.92), *_nose(.88)], [(-.97,.88), (-.80,1.42), (.10,1.45), (.50,.91)]),
+_bodies = [ # hatchback, sedan, SUV, van: length, width; side views of body and cabin (half-lengths, metres)
+    (4.0, 1.74, [(-1,.3), (-1,.88), (.45,.92), *_nose(.88)], [(-.97,.88), (-.80,1.42), (.10,1.45),
+        (.50,.91)]),
     (4.5, 1.78, [(-1,.3), (-1,.9), (.42,.92), *_nose(.88)], [(-.72,.9), (-.42,1.40), (.06,1.42), (.45,.91)]),
-    (4.5, 1.88, [(-1,.3), (-1,1.04), (.48,1.06), *_nose(1.06)], [(-.98,1.04), (-.88,1.68), (.12,1.72), (.50,1.05)]),
-    (4.9, 1.96, [(-1,.3), (-1,1.12), (.62,1.12), *_nose(1.05)], [(-1,1.1), (-.97,2.05), (.36,2.05), (.68,1.1)])]
+    (4.5, 1.88, [(-1,.3), (-1,1.04), (.48,1.06), *_nose(1.06)],
+        [(-.98,1.04), (-.88,1.68), (.12,1.72), (.50,1.05)]),
+    (4.9, 1.96, [(-1,.3), (-1,1.12), (.62,1.12), *_nose(1.05)],
+        [(-1,1.1), (-.97,2.05), (.36,2.05), (.68,1.1)])]
 
 def _spot(x, z, angle, k=1.):
-    "A function from a thing's own metres (ahead, up, right) to the world's, for a thing at `x`, `z`; `k` scales it"
+    "A function from the metres (ahead, up, right) of a thing at `x`, `z` to the world's; `k` scales it"
     sn, cs = k*math.sin(angle), k*math.cos(angle)
     return lambda l,y,w=0.: (x + l*sn + w*cs, k*y, z + l*cs - w*sn)
 
 def _block(profile, w0, w1):
-    "Faces across and along a convex block with this side view, `w0` half-widths wide at the foot and `w1` at the top"
+    "Faces across and along a convex block with this side view, `w0` half-widths at the foot, `w1` at the top"
     low, top = profile[0][1], max(y for _,y in profile)
     left, right = [[(l,y,side*(w0+(w1-w0)*(y-low)/(top-low))) for l,y in profile] for side in (-1,1)]
     across = [[left[i],left[i+1],right[i+1],right[i]] for i in range(len(profile)-1)]
@@ -89,7 +96,7 @@ def _inset(pts, k=.85):
 class _Cars(_Furniture):
     "Cars that are parked, and cars that drive"
     def car(self, x, z, angle, kind, color):
-        "A car of some `kind` (see `_bodies`) at `x`, `z` metres, turned by `angle` radians (0 shows its rear)"
+        "A car of some `kind` (see `_bodies`) at `x`, `z`, turned by `angle` radians (0 shows its rear)"
         long, wide, body, cabin = kind
         p, glass = _spot(x, z, angle), blend((34,40,46), self.air.foot, .12+.2*self.rng.random())
         def show(pts, color, light=1.):
@@ -99,18 +106,20 @@ class _Cars(_Furniture):
         self.car_block(show, _block(cabin, .95, .76), color, glass)
         self.car_parts(show, long, color)
     def car_block(self, show, block, color, glass=None):
-        "The faces of a block, bright where they lie flat; with windows in the colour `glass`, if there is one"
+        "The faces of a block, bright where they lie flat; with windows in the colour `glass`, if any"
         for faces,light in zip(block, (.95,.9)):
             for pts in faces:
                 flat = max(o[1] for o in pts) - min(o[1] for o in pts) < .2
                 show(pts, color, 1.18 if flat else light)
                 if glass and not flat: show(_inset(pts), glass)
     def car_parts(self, show, long, color):
-        "Wheels on both sides (-1, 1), then tyres, bumper, plate and lights at both ends; the rear has the red ones"
+        "Wheels on both sides (-1, 1), then tyres, bumper, plate and lights at both ends, red at the rear"
         for w,end,rad in ((w,end,rad) for w in (-1,1) for end in (-.62,.62) for rad in (.36,.2)):
-            show([(end+2*u/long,y,w*1.02) for u,y in round_corners(rad,.35)][::w], (22,22,24) if rad > .3 else (128,130,134))
+            show([(end+2*u/long,y,w*1.02) for u,y in round_corners(rad,.35)][::w],
+                (22,22,24) if rad > .3 else (128,130,134))
         for end in (-1,1):
-            across = lambda w,dw,y0,y1,c: show([(end*1.01,y,w-end*u*dw) for u,y in ((-1,y0),(-1,y1),(1,y1),(1,y0))], c)
+            def across(w, dw, y0, y1, c):
+                show([(end*1.01,y,w-end*u*dw) for u,y in ((-1,y0),(-1,y1),(1,y1),(1,y0))], c)
             for w in (-.84,.84): across(w, .14, 0, .34, (24,24,26))
             across(0, .97, .26, .46, blend(color,_black,.6))
             across(0, .28, .46, .6, _white)
@@ -124,28 +133,34 @@ class _Cars(_Furniture):
         self.shadow(foot, .55)
     def plan_cars(self, side):
         "Cars parked along the kerb and driving on one side, toward us when it is not ours"
-        r, way, x = self.rng, 0 if side == self.drive else math.pi, max(1.1, .52*(self.road-1.9*any(self.parked.values())))
+        r, way, x = self.rng, 0 if side == self.drive else math.pi, max(1.1,
+            .52*(self.road-1.9*any(self.parked.values())))
         for z in np.arange(r.uniform(7,10), 65, 6.2):
-            if r.random() < self.parked[side]: self.plan_car(side*(self.road-1.05), z, r.normal(r.pick([0,0,math.pi]),.03))
-        for z in 9 + np.cumsum(r.exponential(16,4) + np.arange(4)*2): self.plan_car(side*x, z, r.normal(way,.03))
+            if r.random() < self.parked[side]:
+                self.plan_car(side*(self.road-1.05), z, r.normal(r.pick([0,0,math.pi]),.03))
+        for z in 9 + np.cumsum(r.exponential(16,4) + np.arange(4)*2):
+            self.plan_car(side*x, z, r.normal(way,.03))
 
 # %% ../../nbs/samples/streets.ipynb #b58ff583
 _walker = [((0,.85,-.09),(-.24,.06,-.09),.17,'legs'), ((0,.85,.09),(.24,.06,.09),.17,'legs'),
-    ((0,1.36,-.24),(.14,.85,-.27),.12,'arms'), ((0,1.3,-.09),(0,.8,-.1),.27,'top'), ((0,1.3,.09),(0,.8,.1),.27,'top'),
+    ((0,1.36,-.24),(.14,.85,-.27),.12,'arms'), ((0,1.3,-.09),(0,.8,-.1),.27,'top'),
+    ((0,1.3,.09),(0,.8,.1),.27,'top'),
     ((0,1.38,-.16),(0,1.38,.16),.18,'top'), ((0,1.36,.24),(-.14,.85,.27),.12,'arms')]
 _rider = [((-.14,.98,-.1),(.24,.8,-.12),.16,'legs'), ((.24,.8,-.12),(.1,.45,-.1),.13,'legs'),
     ((-.14,.98,.1),(.2,.6,.12),.16,'legs'), ((.2,.6,.12),(-.05,.18,.1),.13,'legs'),
     ((-.16,1.02,-.1),(.1,1.42,-.16),.25,'top'), ((-.16,1.02,.1),(.1,1.42,.16),.25,'top'),
     ((.12,1.42,-.2),(.36,1.05,-.24),.11,'arms'), ((.12,1.42,.2),(.36,1.05,.24),.11,'arms')]
-
-_bicycle = [((-.52,.34),(-.12,.8),.05,'frame'), ((0,.3),(-.15,.92),.05,'frame'), ((0,.3),(.38,.85),.05,'frame'),
-    ((-.12,.8),(.38,.85),.05,'frame'), ((.52,.34),(.36,1.02),.05,'frame'), ((.36,1.02,-.26),(.36,1.02,.26),.05,'frame')]
+_bicycle = [((-.52,.34),(-.12,.8),.05,'frame'), ((0,.3),(-.15,.92),.05,'frame'),
+    ((0,.3),(.38,.85),.05,'frame'),
+    ((-.12,.8),(.38,.85),.05,'frame'), ((.52,.34),(.36,1.02),.05,'frame'),
+    ((.36,1.02,-.26),(.36,1.02,.26),.05,'frame')]
 for _end in (-.52,.52): # the two tyres
     _ring = [(_end+u,y) for u,y in round_corners(.34,.34)]
     _bicycle += [(a,b,.06,'tyre') for a,b in zip(_ring, _ring[1:]+_ring[:1])]
-
-_cloth = [(40,42,52), (58,60,66), (96,44,48), (50,66,104), (90,80,110), (64,84,66), (150,60,50), (196,190,180)]
-_skins, _hairs = [(224,184,156), (200,156,126), (136,94,70)], [(40,32,28), (74,54,38), (120,92,58), (150,146,140)]
+_cloth = [(40,42,52), (58,60,66), (96,44,48), (50,66,104), (90,80,110), (64,84,66), (150,60,50),
+    (196,190,180)]
+_skins, _hairs = [(224,184,156), (200,156,126), (136,94,70)], [(40,32,28), (74,54,38), (120,92,58),
+    (150,146,140)]
 
 # %% ../../nbs/samples/streets.ipynb #3f1f4907
 class _Figures(_Cars):
@@ -153,14 +168,16 @@ class _Figures(_Cars):
     def limbs(self, p, limbs, code):
         "Draw a list of limbs; `p` puts them into the world (see `_spot`)"
         r, top = self.rng, self.rng.vary(self.rng.pick(_cloth))
-        colors = dict(legs=r.vary(r.pick(_cloth[:5]),8), top=top, arms=blend(top,_black,.2), frame=top, tyre=_black)
+        colors = dict(legs=r.vary(r.pick(_cloth[:5]),8), top=top, arms=blend(top,_black,.2), frame=top,
+            tyre=_black)
         for a,b,wide,part in limbs: self.limb(p(*a), p(*b), wide, colors[part], code, least=.5)
     def head(self, p, angle, code):
         "A head around `p` (x, y, z in metres), looking `angle` radians away from straight ahead"
         (u,v), z, r, rad = self.at(*p), p[2], self.rng, self.px(.125, p[2], .7)
         skin, back = r.pick(_skins), math.cos(angle) > .7 # all we see from behind is hair
         self.blob(u, v, rad*.9, rad*1.1, self.tone(skin,z), code)
-        self.blob(u-math.sin(angle)*rad*.25, v-rad*(.2 if back else .45), rad*.9, rad*.8, self.tone(r.pick(_hairs),z), code)
+        self.blob(u-math.sin(angle)*rad*.25, v-rad*(.2 if back else .45), rad*.9, rad*.8,
+            self.tone(r.pick(_hairs),z), code)
     def person(self, x, z, angle, k):
         "Someone on foot, `k` times 1.75 metres tall, heading `angle` radians away from straight ahead"
         p = _spot(x, z, angle, k)
@@ -169,7 +186,8 @@ class _Figures(_Cars):
     def cyclist(self, x, z, angle):
         "A bicycle and its rider, heading `angle` radians away from straight ahead"
         p = _spot(x, z, angle)
-        for end in (-.52,.52): self.face([p(end+u,y) for u,y in round_corners(.34,.34)], (110,110,112,110), 'Bicyclist')
+        for end in (-.52,.52):
+            self.face([p(end+u,y) for u,y in round_corners(.34,.34)], (110,110,112,110), 'Bicyclist')
         self.limbs(p, _bicycle+_rider, 'Bicyclist')
         self.head(p(.2,1.66), angle, 'Bicyclist')
 
@@ -180,9 +198,11 @@ class _People(_Figures):
         "People on the pavement, and a few who cross the road, with their shadows"
         r, air = self.rng, self.air
         for _ in range(r.poisson(2.6)):
-            x, z, d = side*r.uniform(self.road+.3,self.walk[side]-.3), 5.5+r.exponential(8), -air.side*1.7*air.length
+            x, z = side*r.uniform(self.road+.3,self.walk[side]-.3), 5.5+r.exponential(8)
+            d = -air.side*1.7*air.length
             if r.random() < .12: x = r.uniform(-self.road,self.road)
-            self.later(z, .55, self.person, x, z, r.pick([0,1.57,3.14,-1.57])+r.normal(0,.3), r.normal(.96,.06))
+            self.later(z, .55, self.person, x, z, r.pick([0,1.57,3.14,-1.57])+r.normal(0,.3),
+                r.normal(.96,.06))
             self.shadow([(x-.2,z), (x+.2,z), (x+d+.2,z+air.front), (x+d-.2,z+air.front)])
             self.shadow([(x+.3*u,z+.2*v) for u,v in round_corners(1)], .4)
     def plan_cyclists(self, side):
@@ -194,7 +214,7 @@ class _People(_Figures):
             self.shadow([(x+.4*u,z+.4*v) for u,v in round_corners(1)], .35)
 
 # %% ../../nbs/samples/streets.ipynb #664a5300
-_rough = np.array([0,.02,.02,.008,.01,.07,.01,.03,.008,.02,.02,.008]) # leaves, bricks, plaster: texture of each class
+_rough = np.array([0,.02,.02,.008,.01,.07,.01,.03,.008,.02,.02,.008]) # the texture of each class
 _rank = np.array([0,0,6,0,0,0,3,1,2,4,5,0], np.uint8) # of each class: fence, car, sign, person, cyclist, pole
 
 def _add_void(mask):
@@ -210,7 +230,8 @@ class Scene(_People):
     def plan(self):
         "Fill `todo` and the shadows"
         for side in (-1,1):
-            for o in 'buildings trees fences poles signs cars people cyclists'.split(): getattr(self, f'plan_{o}')(side)
+            for o in 'buildings trees fences poles signs cars people cyclists'.split():
+                getattr(self, f'plan_{o}')(side)
     def expose(self, a):
         "Levels `a` (rows, columns, 3) as a camera shows them: exposure, contrast and a cast of colour"
         r = self.rng
@@ -231,7 +252,8 @@ def street_scene(
     size:tuple=(96,128)   # rows and columns, in pixels, 32 or more each
 ): # the picture (PIL, RGB) and its mask of codes from 0 to 11 (PIL, L)
     "A random street and its exact mask"
-    if min(size) < 32: raise CourseError(f"street_scene: size {size}, expected rows and columns of 32 pixels or more")
+    if min(size) < 32:
+        raise CourseError(f"street_scene: size {size}, expected rows and columns of 32 pixels or more")
     s = Scene(seed, size)
     s.plan()
     s.paint()
@@ -240,7 +262,7 @@ def street_scene(
 # %% ../../nbs/samples/streets.ipynb #022f4ce4
 @sample('camvid12')
 def make_streets(
-    path:Path,       # the folder to fill: `images/*.png`, `labels/*_P.png`, `codes.txt`, `train.txt`, `valid.txt`
+    path:Path,       # the folder to fill: `images`, `labels`, `codes.txt`, `train.txt`, `valid.txt`
     n_train:int=320, # streets to train on
     n_valid:int=80,  # streets held out, the last ones
     seed:int=42      # where the random numbers start
