@@ -119,7 +119,6 @@ _paints = [(200,40,40), (40,70,150), (226,226,224), (36,38,44), (170,174,178),
     (226,186,50), (60,110,70), (120,70,50), (90,140,180)]
 def _wheels(p, xs, y, rad):
     for x in xs: p.oval(x,y,rad,rad, _black); p.oval(x,y,rad*.5,rad*.5, (150,152,156))
-
 _car_sides = [ # body, then cabin
     ([(-1,-.35), (-1,.02), (-.55,.08), (.45,.06), (.95,-.04), (1,-.35)],
         [(-.62,.06), (-.38,.38), (.16,.4), (.46,.06)]),
@@ -223,7 +222,6 @@ def _bird(p, r):
     r.pick([_perched, _perched, _flying, _walking])(p, r, c, c2,
         r.pick([(226,160,40), (60,56,52), (200,90,50)]))
 def _beak(p, x, y, s, color): p.poly([(x,y+s*.5), (x+s*1.9,y-s*.1), (x,y-s*.5)], color) # s: how high it is
-
 def _perched(p, r, c, c2, beak):
     up = r.uniform(.3,.9)
     p.line([(-1.1,-.62+r.normal(0,.1)), (1.1,-.6)], .1, r.pick(_coats), .7)
