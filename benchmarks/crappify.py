@@ -39,7 +39,7 @@ def ours(src, dst, workers, fn='lecture'):
 
 def make_photos(folder, n, size, grain):
     "Crops of the sample's photographs, enlarged to `size` and a little more"
-    from course_lib.samples import photo_sources
+    from course_lib.samples.photos import photo_sources
     ims, rng = [Image.open(f).convert('RGB') for f,_ in photo_sources().values()], np.random.default_rng(0)
     folder.mkdir()
     for i in range(n):

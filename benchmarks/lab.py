@@ -18,7 +18,7 @@ setup = '''
 import json
 from course_lib.lab import *
 from course_lib.crappify import *
-from course_lib.samples import photo_sources
+from course_lib.samples.photos import photo_sources
 panel = LabPanel(Bench([photo_sources()['astronaut'][0]]))
 def ids(i):
     w = [*panel.cards[i].controls.values()][0]

@@ -149,7 +149,7 @@ class Damage:
 def photographs(folder):
     "(arrays to train on: as they are and at half their size; PIL images to choose on, and to report on)"
     from course_lib.pictures import open_rgb
-    from course_lib.samples import photo_sources
+    from course_lib.samples.photos import photo_sources
     files = sorted(o for o in Path(folder).rglob('*') if o.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     held = {'chosen on': files[5::20], 'reported on': files[15::20]}
     train = [open_rgb(o) for o in files if o not in {*held['chosen on'], *held['reported on']}]

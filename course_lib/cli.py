@@ -58,18 +58,21 @@ def bar(
 
 # %% ../nbs/90_cli.ipynb #a9371053
 def _notebooks():
-    "All notebooks, in order; raises `CourseError` outside a clone"
-    if root := clone_root(): return sorted((root/'nbs').glob('[0-9]*.ipynb'))
+    "All notebooks, those in folders after the numbered ones; raises `CourseError` outside a clone"
+    if root := clone_root():
+        hidden = lambda p: any(o[0] in '._' for o in p.relative_to(root/'nbs').parts)
+        return sorted((o for o in (root/'nbs').rglob('*.ipynb') if not hidden(o)), key=lambda o: (len(o.parts), o))
     raise CourseError('course run needs the notebooks, and course_lib was installed without them. '
                       'Clone the repository and run it there')
 
 def find_notebook(
-    name:str # `01`, `1`, `01_mnist_resnet` or `00b_data`
+    name:str # `01`, `1`, `01_mnist_resnet`, `streets` or `samples/streets`
 ) -> Path:
     "The notebook of a lesson; raises `CourseError` outside a clone, and where there is none"
     nbs = _notebooks()
     for p in nbs:
-        if name in (p.stem, p.stem.split('_')[0], p.stem.split('_')[0].lstrip('0')): return p
+        number = p.stem.split('_')[0]
+        if name in (p.stem, number, number.lstrip('0'), f'{p.parent.name}/{p.stem}'): return p
     raise CourseError(f"There is no notebook {name!r} in nbs. Expected one of {', '.join(o.stem for o in nbs)}")
 
 # %% ../nbs/90_cli.ipynb #b61106a1
@@ -327,7 +330,7 @@ def longest_first(
 def lesson_notebooks() -> list: # paths, in order
     "The notebooks of all lessons, second ones included; raises `CourseError` outside a clone"
     numbers = {o.split('_')[0] for o in lessons()}
-    return [p for p in _notebooks() if p.stem.split('_')[0].rstrip('abcd') in numbers]
+    return [p for p in _notebooks() if p.parent.name == 'nbs' and p.stem.split('_')[0].rstrip('abcd') in numbers]
 
 # %% ../nbs/90_cli.ipynb #36dbe70b
 def run_lessons(

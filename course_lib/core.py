@@ -36,7 +36,7 @@ class CourseError(CliError):
 def clone_root() -> Path|None: # folder of the clone; None when `course_lib` was installed from a wheel
     "The clone that `course_lib` runs from"
     root = Path(find_spec('course_lib').origin).resolve().parent.parent
-    return root if (root/'nbs'/'00_core.ipynb').exists() else None
+    return root if (root/'nbs').is_dir() and (root/'data'/'datasets.toml').exists() else None
 
 # %% ../nbs/00_core.ipynb #ad08529b
 _in_clone = {'datasets.toml': 'data/datasets.toml', 'lessons.toml': 'data/lessons.toml', 'settings.ini': 'settings.ini'}

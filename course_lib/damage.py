@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from .crappify import apply, chain, downscale, file_bytes, filters, gaussian_blur, jpeg, psnr
 from .data import get_data
-from .samples import known_files
+from .samples.make import known_files
 from .pictures import open_rgb
 
 # %% ../nbs/03_crappify.ipynb #f9f14015

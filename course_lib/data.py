@@ -10,7 +10,6 @@ __all__ = ['converters', 'registry', 'dataset', 'count_files', 'known_images', '
 # %% ../nbs/00b_data.ipynb #ba0c5167
 import hashlib, os, re, shutil, stat, sys, tarfile, tomllib, zipfile
 from functools import partial
-from .bedrooms import make_bedrooms
 from .core import CourseError, active_profile, alone, code_key, course_file, data_home, write_atomic
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,14 +20,8 @@ from fastai.vision.all import (AddMaskCodes, AttrDict, L, PILBase, PILImage, PIL
     TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, get_image_files, progress_bar)
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from PIL import Image
-from .painting import make_style_images
 from .pictures import open_rgb
-from .samples import known_files, make_sample, samples
-from .horses import make_horses
-from .streets import make_streets, street_codes
-from .things import make_things
-
-assert {make_streets, make_bedrooms, make_style_images, make_things, make_horses} <= set(samples.values()) # their imports have made them known
+from .samples.make import known_files, make_sample
 
 # %% ../nbs/00b_data.ipynb #ce19508d
 def registry() -> dict: # name → its table
@@ -172,6 +165,7 @@ def segnet_layout(
         pics = sorted((src/split).glob('*.png'))
         for p in pics: _move_pair(p, src/f'{split}annot'/p.name, dest)
         (dest/f'{name}.txt').write_text(''.join(f'{p.name}\n' for p in pics))
+    from course_lib.samples.town import street_codes
     (dest/'codes.txt').write_text('\n'.join(street_codes)+'\n')
     return dest
 

@@ -17,7 +17,7 @@ from .crappify import apply, beside, file_bytes, jpeg_bytes, parse_steps
 from .lab import Divided, Shown, _css_line, _css_stage, _unseen, watched
 from .pictures import open_photo, open_rgb, why_unreadable
 from .restore import box_file, load_model, restore_photo
-from .samples import photo_sources
+from .samples.photos import photo_sources
 
 # %% ../nbs/05c_page_parts.ipynb #7f7f635e
 examples = { # what it is called → (photograph, damage)

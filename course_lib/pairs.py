@@ -22,7 +22,7 @@ from .crappify import _legible, crappify_folder, crappy_name
 from .data import TensorDL, get_data, PILPhoto
 from .models import channels_last
 from .resnet import course_learner
-from .samples import known_files
+from .samples.make import known_files
 from .unet import Unet, make_unet, unet_groups
 
 # %% ../nbs/04a_pairs.ipynb #d0cc4351

@@ -13,7 +13,7 @@ from torch import nn
 from fastcore.basics import patch
 from .core import CourseError
 from .rnn import cut_off, guesses, kept_state, numericalize, word_scores
-from .samples import number_words
+from .samples.numbers import number_words
 
 # %% ../nbs/09b_looking_back.ipynb #4f38fb1a
 def number_places(

@@ -26,7 +26,7 @@ from .crappify import Report, _files_in, _why, apply, crappy_name, file_bytes, o
 from .models import channels_last, check_finite, is_oom
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .resnet import course_learner
-from .samples import cut_patches, photo_sources
+from .samples.photos import cut_patches, photo_sources
 from .unet import SelfAttention, Unet, layer_shapes, make_unet, small_encoder
 
 # %% ../nbs/05a_restore.ipynb #b2c74855

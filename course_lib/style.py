@@ -21,7 +21,7 @@ from .core import CourseError, default_device
 from .feature_loss import fold_norms, gram_matrix
 from .models import half_dtype, imagenet_weights, in_half, memory_layout, torchvision_encoder
 from .unet import Hooks, before_it_shrinks, layer_shapes
-from .samples import known_files
+from .samples.make import known_files
 from .pictures import open_rgb
 
 # %% ../nbs/08_style_transfer.ipynb #5d0be9a4

@@ -15,7 +15,7 @@ from torch import nn
 from .core import seed_everything
 from .data import get_data
 from .feature_loss import gram_matrix
-from .samples import known_files
+from .samples.make import known_files
 from course_lib.style import (Canvas, block_ends, content_term, features, keep_colours, match_colours, open_picture, optimise,
     picture_batch, picture_loss, relative_error, soft_noise, style_files, style_judge, style_terms,
     transfer_loss)

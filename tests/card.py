@@ -6,7 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 import course_lib
 
 aten, cuda = torch.ops.aten, torch.device('cuda', 0)
-modules = {o.name: importlib.import_module(f'course_lib.{o.name}') for o in pkgutil.iter_modules(course_lib.__path__) if not o.name.startswith('_')}
+found = [o.name.partition('.')[2] for o in pkgutil.walk_packages(course_lib.__path__, 'course_lib.') if not o.ispkg]
+modules = {o: importlib.import_module(f'course_lib.{o}') for o in found if not o.startswith('_')}
 
 
 class Card(FakeTensorMode):

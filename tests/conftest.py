@@ -57,6 +57,6 @@ def clone(tmp_path, monkeypatch):
     from course_lib import cli, core
     new = tmp_path/'clone'
     for o in ('nbs', 'data', 'results'): (new/o).mkdir(parents=True)
-    for o in ('settings.ini', 'data/datasets.toml', 'data/lessons.toml', 'nbs/00_core.ipynb'): shutil.copy(root/o, new/o)
+    for o in ('settings.ini', 'data/datasets.toml', 'data/lessons.toml'): shutil.copy(root/o, new/o)
     for o in (core, cli): monkeypatch.setattr(o, 'clone_root', lambda: new)
     return new

@@ -28,7 +28,8 @@ if __name__ == '__main__':
     p.add_argument('names', nargs='*')
     p.add_argument('--jobs', type=int, default=0)
     args, profile = p.parse_args(), active_profile()
-    todo = [o for o in sorted(nbs.glob('[0-9]*.ipynb')) if not args.names or any(o.stem.startswith(n) for n in args.names)]
+    todo = [o for o in sorted(nbs.rglob('*.ipynb')) if not any(n[0] in '._' for n in o.relative_to(nbs).parts)]
+    todo = [o for o in todo if not args.names or any(o.relative_to(nbs).as_posix().startswith(n) or o.stem.startswith(n) for n in args.names)]
     if not todo: sys.exit('run_notebooks: no notebook matches')
     jobs, threads = side_by_side(len(todo), profile, args.jobs)
     env = {**threads_env(threads), **os.environ}

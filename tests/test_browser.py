@@ -7,7 +7,7 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.support.ui import Select
 from course_lib.crappify import apply, chain, downscale, jpeg, jpeg_bytes, parse_steps, text
 from course_lib.lab import Bench
-from course_lib.samples import photo_sources
+from course_lib.samples.photos import photo_sources
 
 start = chain(downscale(200), jpeg(10, 70), text())
 cells = ['from course_lib.lab import *\nfrom course_lib.crappify import *',

@@ -314,7 +314,7 @@ def test_preview_outside_notebooks():
 @pytest.mark.parametrize('filter', ['bilinear', 'bicubic', 'lanczos'])
 def test_draft(tmp_path, size, filter):
     "Within 2/255 RMS of the plain way on the photographs of the sample, and of the same size"
-    from course_lib.samples import photo_sources
+    from course_lib.samples.photos import photo_sources
     shrink, f = downscale(96, filter=filter), tmp_path/'a.jpg'
     for p,_ in photo_sources().values() if max(size) < 1000 else [photo_sources()['cat']]:
         ImageOps.fit(Image.open(p).convert('RGB'), size).save(f, quality=90)

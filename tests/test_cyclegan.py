@@ -9,7 +9,7 @@ from course_lib.core import CourseError, lesson_settings
 from course_lib.cyclegan import (CycleGAN, ImagePool, NLayerDiscriminator, ResnetGenerator, UnalignedDataset, choosing_split,
     fit_cycle, fixed_pairs, gan_loss, lr_factor, strips)
 from course_lib.cyclegan_parts import InstanceNorm, UnetGenerator, load_checkpoint, measure, psnr_each, save_checkpoint, truth
-from course_lib.horses import horse_pair, make_horses
+from course_lib.samples.horses import horse_pair, make_horses
 from course_lib.models import half_dtype
 
 

@@ -8,7 +8,7 @@ from course_lib.core import CourseError, lesson_settings
 from course_lib.darknet import (Branches, Darknet, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
     darknet_of, far_stem, fit_cifar, fit_darknet, kept_bytes, reflect_crop, triangle_cycle)
 from course_lib.resnet import n_params
-from course_lib.things import make_things
+from course_lib.samples.things import make_things
 
 LECTURE = 31_410_922 # parameters of Darknet([1, 2, 4, 6, 3], nf=32)
 small_run = dict(bs=16, nf=4, groups='1 1', epochs=1, epochs_answers=1)

@@ -19,8 +19,8 @@ named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|var
 draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
     'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside',
-    'bedrooms.bedroom', 'lab.lab_grid', 'pairs.plain_scores', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.digit_image',
-    'things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors', 'feature_loss.last_step_mask'}
+    'samples.bedrooms.bedroom', 'lab.lab_grid', 'pairs.plain_scores', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
+    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors', 'feature_loss.last_step_mask'}
 
 
 def public():
@@ -33,7 +33,7 @@ def public():
 def meant(k, v):
     "Does the rule ask for a case of it?"
     if inspect.isclass(v) and issubclass(v, nn.Module): return True
-    return bool(named.search(k.split('.')[1]) or inspect.isfunction(v) and draws.search(inspect.getsource(v)))
+    return bool(named.search(k.split('.')[-1]) or inspect.isfunction(v) and draws.search(inspect.getsource(v)))
 
 
 def uses_torch(mod): return any(isinstance(o, ast.Import) and 'torch' in [a.name for a in o.names] for o in ast.parse(inspect.getsource(mod)).body)

@@ -1,5 +1,7 @@
 "The house is in order: package and notebooks agree, notebooks are clean and small, the tables name each other"
 import ast, base64, configparser, json, re
+from graphlib import TopologicalSorter
+from importlib.util import resolve_name
 from pathlib import Path
 import numpy as np, pytest
 
@@ -8,11 +10,13 @@ from course_lib.core import lesson_settings, lessons, run_kind
 from course_lib.data import registry
 
 root = Path(__file__).resolve().parent.parent
-notebooks = sorted((root/'nbs').glob('[0-9]*.ipynb'))
-modules = {p.stem: p for p in sorted((root/'course_lib').glob('*.py')) if not p.stem.startswith('_')}
-order = 'core pictures samples streets bedrooms horses painting things data models resnet unet segment crappify damage lab pairs restore page gan feature_loss judge dcgan wgan wgan_experiments cyclegan_parts cyclegan style style_experiments style_files harmonize unrolled rnn pointer heads darknet phase_parts phases schedules cli'.split()
+def modules_in(lib): return {'.'.join(p.relative_to(lib).with_suffix('').parts): p for p in sorted(lib.rglob('*.py')) if not p.stem.startswith('_')}
+
+notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(root/'nbs').parts))
+modules = modules_in(root/'course_lib')
+order = 'core pictures samples data models resnet unet segment crappify damage lab pairs restore page gan feature_loss judge dcgan wgan wgan_experiments cyclegan_parts cyclegan style style_experiments style_files harmonize unrolled rnn pointer heads darknet phase_parts phases schedules cli'.split()
 in_every_lesson = {'answers', 'answers_full', 'train'} # what `course answers` and `course train` call in a lesson's module
-each_nb = pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
+each_nb = pytest.mark.parametrize('path', notebooks, ids=lambda p: p.relative_to(root/'nbs').as_posix())
 each_module = pytest.mark.parametrize('mod', modules)
 each_lesson = pytest.mark.parametrize('lesson', lessons())
 
@@ -35,7 +39,7 @@ def test_export_in_sync(tmp_path, monkeypatch):
     monkeypatch.chdir(root)
     (tmp_path/'course_lib').mkdir()
     for p in notebooks: nb_export(p, lib_path=tmp_path/'course_lib')
-    new = {p.stem: p for p in (tmp_path/'course_lib').glob('*.py') if not p.stem.startswith('_')}
+    new = modules_in(tmp_path/'course_lib')
     assert set(new) == set(modules)
     for k,p in modules.items(): assert without_places(p.read_text()) == without_places(new[k].read_text()), f'course_lib/{k}.py is not what its notebook exports'
 
@@ -61,24 +65,30 @@ def test_pyflakes(file):
 
 
 def imported(mod):
+    "The course's modules that a module imports, anywhere in it"
     for o in ast.walk(ast.parse(modules[mod].read_text())):
         if isinstance(o, ast.ImportFrom):
-            src = f"course_lib.{o.module or ''}" if o.level else o.module
-            if src.rstrip('.') == 'course_lib': yield from (a.name for a in o.names)
-            elif src.startswith('course_lib.'): yield src.split('.')[1]
-        if isinstance(o, ast.Import): yield from (a.name.split('.')[1] for a in o.names if a.name.startswith('course_lib.'))
+            src = resolve_name('.'*o.level + (o.module or ''), f'course_lib.{mod}'.rpartition('.')[0]) if o.level else o.module
+            names = [src, *(f'{src}.{a.name}' for a in o.names)]
+        else: names = [a.name for a in o.names] if isinstance(o, ast.Import) else []
+        yield from (k for k in (n.removeprefix('course_lib.') for n in names if n.startswith('course_lib.')) if k in modules)
 
 
 @each_module
 def test_arrows_go_down(mod):
-    "A module imports only those above it in design.md's table"
-    wrong = [o for o in imported(mod) if order.index(o) >= order.index(mod)]
+    "A module imports only those above it; a folder's modules stand where the folder does"
+    place = lambda o: order.index(o.split('.')[0])
+    wrong = [o for o in imported(mod) if place(o) > place(mod) or (place(o) == place(mod) and '.' not in mod)]
     assert not wrong, f'{mod} imports {wrong}'
+
+
+def test_no_circle(): assert len([*TopologicalSorter({o: set(imported(o)) for o in modules}).static_order()]) == len(modules)
 
 
 def test_arrows_are_seen():
     "The test above sees both ways of writing an import"
-    assert {'core', 'data'} <= set(imported('cli')) and {'core', 'samples'} <= set(imported('data'))
+    assert {'core', 'data'} <= set(imported('cli')) and {'core', 'samples.make'} <= set(imported('data'))
+    assert {'core', 'samples.kit', 'samples.town'} <= set(imported('samples.streets'))
 
 
 @each_nb

@@ -156,7 +156,8 @@ def test_wheel_carries_its_tables(site):
     "The wheel holds every module, and one copy of each table, the clone's"
     for name,src in (('settings.ini', 'settings.ini'), ('datasets.toml', 'data/datasets.toml'), ('lessons.toml', 'data/lessons.toml')):
         assert (site/'course_lib'/name).read_bytes() == (root/src).read_bytes()
-    assert {p.name for p in (root/'course_lib').glob('*.py')} == {p.name for p in (site/'course_lib').glob('*.py')}
+    mods = lambda home: {p.relative_to(home) for p in (home/'course_lib').rglob('*.py')}
+    assert mods(root) == mods(site) and Path('course_lib/samples/make.py') in mods(site)
     assert 'course = course_lib.cli:course' in next(site.glob('*.dist-info/entry_points.txt')).read_text()
 
 

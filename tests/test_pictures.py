@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, ImageFile
 from course_lib.core import CourseError
 from course_lib.crappify import Crappify, apply, crappify_folder
 from course_lib.pictures import file_ids, may_write, open_photo, open_rgb, why_unreadable
-from course_lib.samples import photo_sources
+from course_lib.samples.photos import photo_sources
 
 
 def cat(size=(96, 72)): return Image.open(photo_sources()['cat'][0]).convert('RGB').resize(size)

@@ -4,17 +4,17 @@ from collections import Counter
 import pytest
 from PIL import Image
 from conftest import patience
-from course_lib import samples as samples_module
 from course_lib.core import CourseError, data_home, lesson_settings, lessons
 from course_lib.data import check_layout, count_files, get_data, registry
-from course_lib.samples import known_files, make_sample, pixels_digest, sample, sample_stamp, samples
+from course_lib.samples import make as making
+from course_lib.samples.make import known_files, make_sample, pixels_digest, sample, sample_maker, sample_stamp
 
 names = [k for k,v in registry().items() if 'sample' in v]
 
 maker = '''
 import os, sys, time
 from pathlib import Path
-from course_lib.samples import *
+from course_lib.samples.make import *
 home = Path(sys.argv[1])
 @sample('toy')
 def make_toy(path):
@@ -75,7 +75,7 @@ def test_killed_half_way(tmp_path, start):
 
 
 def register(monkeypatch, text, **kwargs):
-    monkeypatch.setattr('course_lib.samples.samples', {})
+    monkeypatch.setattr(making, 'samples', {})
     make = {'a': _make_a, 'b': _make_b}[text]
     return sample('toy', **kwargs)(make)
 
@@ -142,7 +142,18 @@ def test_digest_sees_a_pixel(tmp_path):
     assert len({before, after, pixels_digest(path)}) == 3
 
 
-def test_every_sample_has_a_maker(): assert set(names) == set(samples)
+def test_every_sample_has_a_maker():
+    "The module that the registry names makes the sample of that name"
+    assert [sample_maker(o).kind.rpartition('-')[0] for o in names] == names
+
+
+def test_makers_are_imported_when_asked_for(python, tmp_path):
+    "Neither the data's module nor one sample's maker imports what draws the others"
+    code = "import sys; from course_lib.{}; print(*sorted(o.split('.')[2] for o in sys.modules if o.startswith('course_lib.samples.')))"
+    drawn = lambda what: set(python(code.format(what)).stdout.split())
+    assert drawn('data import get_data') == {'make'}
+    got = drawn(f"samples.make import make_sample; from pathlib import Path; make_sample('human_numbers', Path({str(tmp_path)!r}))")
+    assert got == {'make', 'numbers'}
 
 
 def test_digits(data_folder):
@@ -215,7 +226,7 @@ def test_changed_file_is_kept_aside(tmp_path, monkeypatch, capsys):
 def test_file_of_an_older_version_goes(tmp_path, monkeypatch):
     "What the course made and makes no more is removed, unless somebody changed it"
     def two(path): (path/'old').mkdir(); [(path/'old'/o).write_text('old') for o in ('1.txt', '2.txt')]
-    monkeypatch.setattr('course_lib.samples.samples', {})
+    monkeypatch.setattr(making, 'samples', {})
     sample('toy')(two)
     path = make_sample('toy', tmp_path)
     (path/'old'/'2.txt').write_text('my own')
@@ -259,18 +270,18 @@ from functools import partial
 size = 3
 '''
 toys = '''
-from course_lib.samples import make_sample, sample
+from course_lib.samples.make import make_sample, sample
 @sample('toy')
 def make_toy(path):
-    from .kit import size
+    from ..kit import size
     (path/'x.txt').write_text('x'*size)
 '''
-use = "import sys; from pathlib import Path; import toys.maker; from course_lib.samples import make_sample; make_sample('toy', Path(sys.argv[1]))"
+use = "import sys; from pathlib import Path; import toys.draw.maker; from course_lib.samples.make import make_sample; make_sample('toy', Path(sys.argv[1]))"
 
 def test_stamp_covers_what_the_maker_draws_with(tmp_path, python):
-    "A number in a module that the maker imports: another sample"
-    (tmp_path/'toys').mkdir()
-    for name,code in (('__init__', ''), ('kit', kit), ('maker', toys)): (tmp_path/'toys'/f'{name}.py').write_text(code)
+    "A number in a module that the maker imports, here from the folder above: another sample"
+    (tmp_path/'toys'/'draw').mkdir(parents=True)
+    for name,code in (('__init__', ''), ('kit', kit), ('draw/__init__', ''), ('draw/maker', toys)): (tmp_path/'toys'/f'{name}.py').write_text(code)
     env = dict(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]), PYTHONDONTWRITEBYTECODE='1')
     made = lambda: python(use, tmp_path/'home', **env).check_returncode() or (tmp_path/'home'/'toy'/'x.txt')
     assert made().read_text() == 'xxx'
@@ -283,11 +294,11 @@ def test_stamp_covers_what_the_maker_draws_with(tmp_path, python):
 @pytest.mark.parametrize('name', names)
 def test_stamp_covers_the_whole_module(name, monkeypatch):
     "Any line of the module that draws, however far from the maker"
-    make, read = samples[name], inspect.getsource
-    monkeypatch.setattr(samples_module, '_drawing', samples_module._drawing.__wrapped__)
+    make, read = sample_maker(name), inspect.getsource
+    monkeypatch.setattr(making, '_drawing', making._drawing.__wrapped__)
     before = sample_stamp(make)
     changed = lambda o: read(o) + ('\n# changed' if inspect.ismodule(o) and o.__name__ == make.__module__ else '')
-    monkeypatch.setattr(samples_module.inspect, 'getsource', changed)
+    monkeypatch.setattr(making.inspect, 'getsource', changed)
     assert sample_stamp(make) != before
 
 

@@ -2,7 +2,7 @@
 import numpy as np, pytest
 from course_lib.core import CourseError
 from course_lib.data import check_layout, registry
-from course_lib.things import draw_thing, make_things, thing_names
+from course_lib.samples.things import draw_thing, make_things, thing_names
 
 pixels = lambda *args: np.asarray(draw_thing(*args))
 

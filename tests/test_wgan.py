@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
 from course_lib import wgan, wgan_experiments
-from course_lib.bedrooms import Room, bedroom, make_bedrooms
+from course_lib.samples.bedrooms import Room, bedroom, make_bedrooms
 from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import count_files, get_data, list_files
 from course_lib.dcgan import DCGAN_D, DCGAN_G, GrowingD, GrowingG, halvings

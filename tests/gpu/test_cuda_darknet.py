@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from course_lib import darknet
 from course_lib.core import lesson_settings, seed_everything
 from course_lib.darknet import Darknet, cifar_dls, cifar_learner, fit_darknet, reflect_crop
-from course_lib.things import make_things
+from course_lib.samples.things import make_things
 
 
 @pytest.fixture(scope='module')

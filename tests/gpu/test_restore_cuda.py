@@ -8,7 +8,7 @@ from course_lib.crappify import open_photo
 from course_lib.feature_loss import FeatureLoss, make_loss
 from course_lib.models import half_dtype
 from course_lib.restore import box_file, load_model, restore_photo
-from course_lib.samples import photo_sources
+from course_lib.samples.photos import photo_sources
 
 
 def test_restores_as_on_the_cpu():
