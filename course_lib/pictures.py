@@ -92,8 +92,15 @@ def _bare_png(data):
         kind, end = data[i+4:i+8], i + 12 + int.from_bytes(data[i:i+4])
         whole = zlib.crc32(data[i+4:end-4]) == int.from_bytes(data[end-4:end])
         if kind[0] < 97 or kind in (b'tRNS', b'eXIf') and whole: res += data[i:end]
+        if kind[0] >= 97 and not whole: # its length may be the damage: on to what comes next of the picture
+            end = min((j-4 for o in (b'PLTE', b'tRNS', b'IDAT') if (j := data.find(o, i+8)) > 0), default=end)
         i = end
     return res
+
+def _bare(data):
+    "A file without the notes that a reader stumbles over; None of a kind of which we know no such"
+    if data[:8] == b'\x89PNG\r\n\x1a\n': return _bare_png(data)
+    if data[4:10] == b'ftypav': return data.replace(b'Exif', b'none') # AVIF
 
 # %% ../nbs/00d_pictures.ipynb #7690606c
 def _leave_out(im, smallest, longest):
@@ -126,8 +133,8 @@ def _read(im, smallest, longest, most):
     if im.width*im.height > most: raise Image.DecompressionBombError(f'{w:,}×{h:,} pixels are too many')
     lies = _orientation(im)
     note, _ = _note(im, lies), im.load()
-    res = as_rgb(im)
-    if lies > 1: res = res.transpose(_turns[lies])
+    res, now = as_rgb(im), _orientation(im) # Pillow has set a TIFF upright by itself
+    if now > 1: res = res.transpose(_turns[now])
     if res is im: res = im.copy()
     return res, note, {'drafted': (h, w, n) if lies > 4 else (w, h, n)} if n > 1 else {}
 
@@ -136,9 +143,8 @@ def _read_file(f, *args):
     try: return _read(_header(f), *args)
     except Exception as e:
         f.seek(0)
-        if f.read(8) != b'\x89PNG\r\n\x1a\n' or isinstance(e, Image.DecompressionBombError): raise
-        f.seek(0)
-        with suppress(Exception): return _read(_header(io.BytesIO(_bare_png(f.read()))), *args)
+        if isinstance(e, Image.DecompressionBombError) or (bare := _bare(f.read())) is None: raise
+        with suppress(Exception): return _read(_header(io.BytesIO(bare)), *args)
         raise
 
 def open_photo(
@@ -165,6 +171,7 @@ def why_unreadable(
     "Why a file cannot be read, in a few words"
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)): return 'too many pixels (a bomb?)'
     if isinstance(e, UnidentifiedImageError): return 'not a picture'
+    if isinstance(e, FileNotFoundError): return 'there is no such file'
     if 'truncated' in str(e).lower() or isinstance(e, (EOFError, SyntaxError)): return 'cut off or damaged'
     return f'cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
 
