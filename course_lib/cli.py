@@ -506,8 +506,11 @@ def results(
     if (keep or readme) and not root: raise CourseError('--keep and --readme write into a clone, and course_lib was '
                                                         'installed without one. Clone the repository and run it there')
     for p in sorted((runs_home()/'results').glob('*.json')) if keep else []:
-        if read_json(p, ('kind',))['kind'] == 'own': print(f'not kept: {p.name}, a run with data or settings of your own')
-        else: print('kept', tell_path(write_atomic(root/'results'/p.name, p.read_text(encoding='utf-8'))))
+        dest = root/'results'/p.name
+        try: new, *_ = (read_json(o, ('kind', 'figures')) for o in (p, dest) if o == p or o.exists())
+        except CourseError as e: print(f'not kept: {e}'); continue
+        if new['kind'] == 'own': print(f'not kept: {p.name}, a run with data or settings of your own')
+        else: print('kept', tell_path(write_atomic(dest, p.read_text(encoding='utf-8'))))
     if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text(encoding='utf-8')))
     rows, notes = results_rows()
     print(text_table(rows, _head))

@@ -298,7 +298,7 @@ def settings_files() -> list[Path]: # the course's own, then the nearest one abo
         p = d/'settings.ini'
         if not p.exists(): continue
         if p.samefile(own): return [own]
-        if '[course]' in p.read_text(encoding='utf-8', errors='replace') and _parse_ini(p).has_section('course'): return [own, p]
+        if b'[course]' in p.read_bytes().replace(b'\0', b'') and _parse_ini(p).has_section('course'): return [own, p] # UTF-16 is refused, not passed over
     return [own]
 
 # %% ../nbs/00_core.ipynb #a7ea30b8

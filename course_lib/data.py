@@ -120,8 +120,14 @@ def check_archive(
 def _leaves(name): # no `..` at all: what a link before it leads to cannot be told from a name
     return name.startswith(('/', '\\')) or bool(re.match('[A-Za-z]:', name)) or '..' in re.split(r'[/\\]', name)
 
+class _Member(tarfile.TarInfo):
+    "A member whose long name, or whose notes, take no more room than such things do: they are read whole"
+    def _proc_member(self, t):
+        if self.type in b'xgXLK' and self.size > 2**20: raise tarfile.FilterError('a name or a note in it takes more than a megabyte')
+        return super()._proc_member(t)
+
 def _tar_members(arch):
-    with tarfile.open(arch) as t:
+    with tarfile.open(arch, tarinfo=_Member) as t:
         for m in t:
             link = m.linkname if m.issym() or m.islnk() else ''
             yield m.name, link, bool(link) or m.isfile() or m.isdir(), m.size, partial(t.extract, m, filter='data')
@@ -144,13 +150,14 @@ def unpack(
     n = size = 0
     refuse = lambda why: CourseError(f'{name}: the archive {arch} is refused: {why}. Delete it; this is not the dataset')
     dest.mkdir(parents=True)
-    for o, link, plain, more, extract in (_zip_members if arch.suffix.lower() == '.zip' else _tar_members)(arch):
-        n, size = n+1, size+more
-        if _leaves(o) or _leaves(link): raise refuse(f'{o!r}{f", a link to {link!r}," if link else ""} would lie outside of the folder')
-        if not plain: raise refuse(f'{o!r} is neither a file nor a folder')
-        if n > max_files or size > max_bytes: raise refuse(f'more than {max_files:,} files or {max_bytes/1e6:,.0f} MB come out of it')
-        try: extract(dest)
-        except tarfile.FilterError as e: raise refuse(' '.join(str(e).split())) from None
+    try:
+        for o, link, plain, more, extract in (_zip_members if arch.suffix.lower() == '.zip' else _tar_members)(arch):
+            n, size = n+1, size+more
+            if _leaves(o) or _leaves(link): raise refuse(f'{o[:99]!r}{f", a link to {link[:99]!r}," if link else ""} would lie outside of the folder')
+            if not plain: raise refuse(f'{o[:99]!r} is neither a file nor a folder')
+            if n > max_files or size > max_bytes: raise refuse(f'more than {max_files:,} files or {max_bytes/1e6:,.0f} MB come out of it')
+            extract(dest)
+    except tarfile.FilterError as e: raise refuse(' '.join(str(e).split())[:300]) from None
     here = [o for o in dest.iterdir() if o.name[0] != '.' and o.name != '__MACOSX']
     return here[0] if len(here) == 1 and here[0].is_dir() and not here[0].is_symlink() else dest
 
@@ -236,7 +243,7 @@ def _remember(arch):
 
 # %% ../nbs/00b_data.ipynb #98209dad
 def _no_way(name, card, url, arch, e, carried):
-    why = f"{type(e).__name__}: {' '.join(str(e).split()) or 'no answer'}"
+    why = f"{type(e).__name__}: {' '.join(str(e).split())[:300] or 'no answer'}"
     if carried: return f"{name}: the archive {arch} could not be unpacked ({why}). Delete it and fetch it again"
     about = 'about ' if card.full.get('estimated') else ''
     return (f"{name}: not at hand, and fetching it failed ({why}). Address: {url} ({about}{card.full['bytes']/1e6:,.0f} MB). "

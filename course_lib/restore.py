@@ -299,6 +299,7 @@ def restore_files(
 ) -> Report:
     "Restore photographs into a folder; what cannot be read is reported; raises `CourseError` when nothing can be written"
     jobs, rep, out, seen = photo_jobs(paths, out), Report(), Path(out), set()
+    check_folder(out, '--out')
     inputs, made = {_inode(p) for p,_ in jobs if p.is_file()}, MadeHere(out)
     how = hashlib.sha256(repr((weights_digest(model.state_dict()), repr(model), sorted(kwargs.items()))).encode()).hexdigest()
     for src,rel in _watched(jobs, shown):
@@ -306,8 +307,9 @@ def restore_files(
         if why: rep.notes.append((str(src), why, 'left out')); continue
         try: _keep_or_make(src, rel, how, made, again, rep, lambda: _one_file(model, src, rel, kwargs))
         except OSError as e:
-            if e.errno != errno.ENAMETOOLONG: raise CourseError(no_room(out, e, '--out') + '. What was finished is kept') from None
-            rep.notes.append((str(src), 'the name of its result would be too long', 'left out'))
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise CourseError(no_room(out, e, '--out') + '. What was finished is kept') from None
+            why = 'the name of its result would be too long' if e.errno == errno.ENAMETOOLONG else f'it cannot be read, or its result not be written ({e.strerror or e})'
+            rep.notes.append((str(src), why, 'left out'))
         else: seen.update([_inode(out/rel)] if (out/rel).exists() else [])
     return rep
 

@@ -19,9 +19,10 @@ from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, Metric, Norm
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data, image_cache, PILPhoto
 from .models import card_bs, channels_last, check_finite, tell_memory
+from .pictures import open_mask
 from .resnet import DenseLayer, course_learner, transition
 from .unet import LastCross, UnetBlock, fit_stage, make_unet, norm_conv, small_encoder, unet_groups
-from PIL import Image, ImageOps
+from PIL import Image
 
 # %% ../nbs/02_unet_segmentation.ipynb #9d4b6c17
 def _check_codes(f, codes):
@@ -50,7 +51,7 @@ def scene_files(
     kinds = '.png', '.jpg', '.jpeg'
     pics = {o.name: o for o in sorted((Path(path)/'images').glob('*')) if o.suffix.lower() in kinds}
     lists = {k: Path(path)/f'{k}.txt' for k in ('train', 'valid', 'test')}
-    names = {k: [o for o in f.read_text().splitlines() if o.strip()] for k,f in lists.items() if f.exists()}
+    names = {k: [o.strip() for o in f.read_text(encoding='utf-8-sig').splitlines() if o.strip()] for k,f in lists.items() if f.exists()}
     _check_lists(path, names, pics)
     taken = {o for v in names.values() for o in v}
     names = {'train': [o for o in pics if o not in taken], **names}
@@ -101,9 +102,8 @@ class SceneMask(PILMask):
     @classmethod
     def create(cls, fn, **kwargs):
         if not isinstance(fn, (str, Path)): return super().create(fn, **kwargs)
-        with Image.open(fn) as im:
-            a = np.asarray(ImageOps.exif_transpose(im))
-            if im.mode in ('RGB', 'RGBA', 'LA', 'PA'): a = a[..., :3 if len(im.mode) > 2 else 1]
+        a = np.asarray(im := open_mask(fn))
+        if im.mode in ('RGB', 'RGBA', 'LA', 'PA'): a = a[..., :3 if len(im.mode) > 2 else 1]
         if a.ndim == 3 and (a != a[..., :1]).any(): raise ValueError('it is coloured, and a mask has a number for each pixel')
         return cls(Image.fromarray((a[..., 0] if a.ndim == 3 else a).clip(0, 255).astype(np.uint8)))
 
@@ -127,17 +127,13 @@ def check_masks(
     if bad: raise CourseError(f"{files[bad[0]]}: a pixel is {top[bad[0]]}, and there are {n} codes, "
         f"0 ({codes[0]}) to {n-1} ({codes[-1]}); {len(bad)} of {len(files)} masks are so. Expected a code for each")
 
-# %% ../nbs/02_unet_segmentation.ipynb #5f0c7d21
-def _upright_size(f):
-    with Image.open(f) as im: return im.size[::-1] if im.getexif().get(0x0112, 1) > 4 else im.size
-
 # %% ../nbs/02_unet_segmentation.ipynb #c08e2f41
 def check_sizes(
     files:list # pictures
 ):
     "Raise `CourseError` for a mask that has not its picture's size"
     for p in files:
-        a, b = (_upright_size(o) for o in (p, mask_file(p)))
+        a, b = PILPhoto.create(p).size, SceneMask.create(mask_file(p)).size
         if a != b: raise CourseError(f'{mask_file(p)}: {b[0]}×{b[1]} pixels, and its picture {p.name} has {a[0]}×{a[1]}. Expected a number for each pixel of it')
 
 # %% ../nbs/02_unet_segmentation.ipynb #6b1e90a4

@@ -296,6 +296,9 @@ def transfer(
     "The photograph, painted; small first, and each result starts the next size"
     if not 32 <= size <= 2048: raise CourseError(f'transfer: size = {size}. Expected 32 to 2,048 pixels')
     x, device = start, next(net.parameters()).device
+    h, w = picture_batch(content, sizes_up_to(size, first)[0], 'cpu').shape[-2:]
+    try: layer_shapes(net, (h, w))
+    except RuntimeError: raise CourseError(f'transfer: {w}×{h} pixels are too narrow for this judge. Expected a photograph that is less of a strip, or a larger size') from None
     for k,s in list(enumerate(sizes_up_to(size, first)))[at[0]:]:
         c = picture_batch(content, s, device)
         p = picture_batch(painting, c.shape[-2:], device)

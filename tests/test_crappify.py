@@ -406,7 +406,7 @@ def test_only_what_changed(src, tmp_path):
     assert run() == (1, 11, 0) and Image.open(tmp_path/'a'/'0.jpg').size == (50, 50)
     photo().save(src/'new.jpg'); assert run() == (1, 12, 0)     # a new one
     (tmp_path/'a'/'cats'/'1.png').unlink(); assert run() == (1, 12, 0)
-    (tmp_path/'a'/'9.png').write_bytes(b'spoilt'); assert run() == (1, 12, 0)
+    (tmp_path/'a'/'9.png').write_bytes((tmp_path/'a'/'9.png').read_bytes()[:99]); assert run() == (1, 12, 0)
     assert run(seed=1) == (13, 0, 0) and run(jpeg(9), seed=1) == (13, 0, 0)
     (src/'0.jpg').write_bytes(b'no picture'); assert run(jpeg(9), seed=1) == (0, 12, 1)
     assert not (tmp_path/'a'/'0.jpg').exists(), 'no result without its photograph'
@@ -627,6 +627,17 @@ def test_a_photograph_in_the_place_of_a_result(src, tmp_path):
     for o in ('0.jpg', '3.jpeg'): (src/o).write_bytes(b'no photograph any more')
     rep = crappify_folder(lecture, src, dst)
     assert counts(rep) == (10, 0, 2) and (dst/'0.jpg').read_bytes() == mine and not (dst/'3.jpeg').exists()
+
+
+def test_a_short_file_that_no_reader_knows(src, tmp_path):
+    "Smaller than our result and no picture that we can read: still somebody's, while what was cut off of ours is made again"
+    dst = tmp_path/'a'
+    crappify_folder(lecture, src, dst)
+    ours = (dst/'3.jpeg').read_bytes(); (dst/'3.jpeg').write_bytes(ours[:99])
+    (dst/'0.jpg').write_bytes(b'....ftypheic, from a telephone')
+    rep = crappify_folder(lecture, src, dst)
+    assert [o for o,_ in rep.left_out] == ['0.jpg'] and (dst/'0.jpg').read_bytes() == b'....ftypheic, from a telephone'
+    assert (dst/'3.jpeg').read_bytes() == ours
 
 
 def test_a_list_of_before(src, tmp_path):

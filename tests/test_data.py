@@ -1,5 +1,5 @@
 "Full datasets are whole or refused: a small one of three files, and everything that can be wrong with it"
-import hashlib, http.server, io, os, re, shutil, socket, tarfile, tempfile, threading, zipfile
+import gzip, hashlib, http.server, io, os, re, shutil, socket, tarfile, tempfile, threading, zipfile
 from pathlib import Path
 import pytest
 from fastai.vision.all import AttrDict, Config
@@ -258,6 +258,13 @@ def tar_of(*members):
         for o in (*map(member, good), *members): t.addfile(*o)
     return f.getvalue()
 
+def large_note(kind):
+    "A name, or notes, of 9 MB before a member, which tarfile reads whole"
+    head, text = tarfile.TarInfo('note'), b'9000000 comment='.ljust(8_999_999, b'a') + b'\n'
+    head.type, head.size = kind, len(text)
+    head = head.create_ustar_header(head.get_info(), 'utf-8', 'replace')
+    return gzip.compress(head + text + bytes(-len(text) % 512) + gzip.decompress(tar_of()))
+
 def zip_of(*members):
     f = io.BytesIO()
     with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z:
@@ -275,6 +282,7 @@ evil = {
     'tgz, absolute link': tar_of(member('toy/root', b'', type=link, linkname='/tmp'), member('toy/root/evil.txt')),
     'tgz, hard link out': tar_of(member('toy/up', b'', type=hard, linkname='../../../secret')),
     'tgz, pipe': tar_of(member('toy/pipe', b'', type=fifo)), 'tgz, device': tar_of(member('toy/null', b'', type=device, devmajor=1, devminor=3)),
+    'tgz, large note': large_note(tarfile.XHDTYPE), 'tgz, large note for all': large_note(tarfile.XGLTYPE), 'tgz, large name': large_note(tarfile.GNUTYPE_LONGNAME),
     'tgz, bomb': tar_of(*[member(f'toy/{i}', bytes(60_000_000)) for i in range(5)]), 'tgz, many': tar_of(*[member(f'toy/{i}', b'') for i in range(10_100)]),
     'zip, upwards': zip_of(('../../evil.txt', b'x', 0)), 'zip, absolute': zip_of(('/tmp/evil.txt', b'x', 0)), 'zip, backslashes': zip_of(('..\\evil.txt', b'x', 0)),
     'zip, link out': zip_of(('toy/up', b'../../..', 0o120777)), 'zip, device': zip_of(('toy/null', b'', 0o020666)),

@@ -81,25 +81,26 @@ def test_killed_between_list_and_file(tmp_path, monkeypatch):
     assert MadeHere(tmp_path).key('a') == 'one' and MadeHere(tmp_path).put('a', b'2', 'two')
 
 
-def test_predictions(tmp_path, monkeypatch):
+def test_predictions(tmp_path):
     "What a generator makes goes over its own files only: not over the photographs themselves, nor over anything of the reader's"
     import torch
     from PIL import Image
+    from fastai.data.load import DataLoader
     from course_lib import gan
     photos, out = [tmp_path/'in'/f'{o}.png' for o in 'ab'], tmp_path/'out'
     photos[0].parent.mkdir()
     for o in photos: Image.new('RGB', (8, 8), 'teal').save(o)
     before = [o.read_bytes() for o in photos]
-    monkeypatch.setattr(gan, 'restored', lambda *args: (None, torch.zeros(2, 3, 8, 8), None, None))
-    for _ in range(2): res = gan.save_preds(None, None, photos, tmp_path/'in', out)
+    model, dl = torch.nn.Identity(), DataLoader([(torch.zeros(3, 8, 8), 0)]*2, bs=2)
+    for _ in range(2): res = gan.save_preds(model, dl, photos, tmp_path/'in', out)
     assert [Image.open(o).size for o in res] == [(8, 8)]*2
     (tmp_path/'link').symlink_to(tmp_path/'in')
     for o in ('in', 'link'):
-        with pytest.raises(CourseError, match='is there already'): gan.save_preds(None, None, photos, tmp_path/'in', tmp_path/o)
+        with pytest.raises(CourseError, match='is there already'): gan.save_preds(model, dl, photos, tmp_path/'in', tmp_path/o)
     (out/'b.png').write_text('mine')
-    with pytest.raises(CourseError, match='b.png: is there already'): gan.save_preds(None, None, photos, tmp_path/'in', out)
+    with pytest.raises(CourseError, match='b.png: is there already'): gan.save_preds(model, dl, photos, tmp_path/'in', out)
     assert [o.read_bytes() for o in photos] == before and (out/'b.png').read_text() == 'mine'
-    with pytest.raises(CourseError, match='endings alone'): gan.save_preds(None, None, [photos[0], photos[0].with_suffix('.jpg')], tmp_path/'in', tmp_path/'new')
+    with pytest.raises(CourseError, match='endings alone'): gan.save_preds(model, dl, [photos[0], photos[0].with_suffix('.jpg')], tmp_path/'in', tmp_path/'new')
 
 
 def test_lock_that_is_not_given_back(tmp_path):
@@ -130,12 +131,29 @@ def test_damaged_result(clone, capsys, text):
     assert f'left out: {tell_path(bad)}: empty, cut off' in capsys.readouterr().out and bad.read_text() == text
 
 
+@damaged
+def test_keep_beside_a_damaged_result(clone, capsys, text):
+    "`--keep` names it and keeps the others; what lies in the clone under a result's name and is none is left"
+    from course_lib.cli import results
+    for o in ('01', '09'): record(o, lesson_settings(o, 'sample'), 1, acc_cnn=.9)
+    bad = runs_home()/'results'/'01_mnist_resnet-sample-mps.json'
+    bad.write_text(text)
+    mine = clone/'results'/next((runs_home()/'results').glob('09*')).name
+    write_atomic(mine, '{"mine": 1}')
+    for o in (runs_home()/'results').glob('0*-own-*'): o.write_text(o.read_text().replace('"kind": "own"', '"kind": "reduced"'))
+    results(keep=True)
+    said = capsys.readouterr().out
+    assert f'not kept: {tell_path(bad)}: empty, cut off' in said and f'not kept: {tell_path(mine)}' in said and 'kept results/01' in said
+    assert bad.read_text() == text and mine.read_text() == '{"mine": 1}'
+
+
 def test_result_over_another_file(clone):
     "What is no result is not written over; an empty file is"
     save = partial(record, '01', lesson_settings('01', 'sample'), 1797, acc_cnn=.9)
-    f = runs_home()/'results'/'01_mnist_resnet-sample-cpu.json'
+    save()
+    f, = (runs_home()/'results').glob('*.json')
     write_atomic(f, '{"mine": 1}')
-    with pytest.raises(CourseError, match='01_mnist_resnet-sample-cpu.json'): save()
+    with pytest.raises(CourseError, match=f.name): save()
     assert f.read_text() == '{"mine": 1}'
     f.write_text('')
     save()

@@ -307,11 +307,15 @@ def test_files_that_cannot_be_made(album, model, tmp_path):
     "A name that would be too long, a pipe, a result too wide for its format: a line each, and the rest goes on"
     (album/f"{'n'*251}.tif").write_bytes((album/'print.tif').read_bytes())
     os.mkfifo(album/'pipe.jpg')
+    (album/'sick.jpg').symlink_to('/proc/self/mem') # whose bytes cannot be read
+    (tmp_path/'out').mkdir(); (tmp_path/'out'/'cats').write_text('a file where a folder should be')
+    (album/'cats').mkdir(); (album/'cats'/'young.jpg').write_bytes((album/'a.jpg').read_bytes())
     Image.new('RGB', (16500, 2)).save(album/'wide.jpg')
     rep = restore_files([album], model, tmp_path/'out', enlarge=4)
     why = {Path(f).name[:8]: w for f,w in rep.left_out}
     assert rep.made == 4 and why['n'*8] == 'the name of its result would be too long' and why['pipe.jpg'] == 'not a plain file'
     assert 'cannot be written as .jpg' in why['wide.jpg'], why
+    assert 'File exists' in why['young.jp'] and ('cannot be read' in why['sick.jpg'] or 'not a plain file' in why['sick.jpg'])
 
 
 def test_no_place_to_write(album, model, tmp_path):

@@ -50,6 +50,12 @@ def test_not_text(tmp_path):
     assert str(tmp_path/'settings.ini') in error(read_settings)
 
 
+def test_another_alphabet(tmp_path):
+    "UTF-16, as Windows calls Unicode: named, and not passed over as if there were no such file"
+    (tmp_path/'settings.ini').write_text('[course]\nseed = 7\n', encoding='utf-16')
+    assert str(tmp_path/'settings.ini') in error(read_settings)
+
+
 def test_byte_order_mark(tmp_path):
     "As Notepad writes it"
     (tmp_path/'settings.ini').write_text('[course]\nseed = 7\n', encoding='utf-8-sig')

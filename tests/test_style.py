@@ -168,6 +168,13 @@ def test_transfer_sizes(judge, size):
     with pytest.raises(CourseError, match='Expected 32 to 2,048'): transfer(judge, im, im, size)
 
 
+def test_strips(judge):
+    "Too narrow for the judge at the first size: a line, not what its pooling says; a painting may have any shape"
+    strip, im = Image.new('RGB', (1000, 12)), Image.new('RGB', (40, 30))
+    with pytest.raises(CourseError, match='64×1 pixels are too narrow'): transfer(judge, strip, im, 64, evals=2, block=1)
+    assert transfer(judge, im, strip, 64, evals=2, block=1).shape[-2:] == (48, 64)
+
+
 def test_coarse_to_fine_stages(judge, files):
     seen = []
     x = transfer(judge, *map(Image.open, files), size=96, evals=4, block=1, first=48, each=lambda *a: seen.append((a[0], a[1], a[2], tuple(a[4].shape[-2:]))))

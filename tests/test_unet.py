@@ -1,5 +1,5 @@
 "What lesson 02's modules promise: files, masks, metrics, the network, memory, weights"
-import copy, gc, pickle, shutil
+import copy, gc, pickle, shutil, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -503,6 +503,32 @@ def test_mask_on_its_side(path):
     Image.fromarray(np.rot90(a).copy()).save(path/'labels'/'a_P.png', exif=exif)
     assert np.array_equal(np.array(SceneMask.create(path/'labels'/'a_P.png')), a)
     scene_dls(path, 2, (24, 32))
+
+
+@pytest.mark.parametrize('name', ['labels/a_P.png', 'images/a.png'])
+@pytest.mark.parametrize('note', [(b'tEXt', b'a\0b', 7), (b'eXIf', b'no notes', None)], ids=['a wrong sum', 'noise'])
+def test_broken_notes(path, name, note):
+    "They cost neither the mask nor the picture"
+    kind, text, crc = note
+    want, data = np.array(Image.open(path/name)), (path/name).read_bytes()
+    head = len(text).to_bytes(4, 'big') + kind + text
+    (path/name).write_bytes(data[:33] + head + (crc or zlib.crc32(kind+text)).to_bytes(4, 'big') + data[33:])
+    if 'labels' in name: assert np.array_equal(np.array(SceneMask.create(path/name)), want)
+    assert len(scene_dls(path, 2, (24, 32)).train.dataset) > 0
+
+
+def test_mask_as_a_bomb(path):
+    "Looked at before it is decoded, as every picture is"
+    head = lambda w, h: (lambda b: (13).to_bytes(4, 'big') + b + zlib.crc32(b).to_bytes(4, 'big'))(b'IHDR' + w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([8, 0, 0, 0, 0]))
+    (path/'labels'/'a_P.png').write_bytes((path/'labels'/'a_P.png').read_bytes().replace(head(32, 24), head(12_000, 12_000)))
+    with pytest.raises(CourseError, match='a_P.png.*12,000×12,000 pixels are too many'): scene_dls(path, 2, (24, 32))
+
+
+def test_lists_as_notepad_writes_them(path):
+    f = path/'valid.txt'
+    names = f.read_text().split()
+    f.write_bytes(('\ufeff' + ' \r\n'.join(names) + '\r\n').encode())
+    assert [o.name for o in scene_files(path)['valid']] == names
 
 
 @pytest.mark.parametrize('size', [(24, 32), (64, 48), (32, 23)])
