@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageDraw
 from ..core import CourseError
-from .kit import Dice
+from .kit import Chance
 from .make import sample
 from .photos import photo_sources
 
@@ -78,7 +78,7 @@ def paint_scene(
     "A painting in brush strokes; raises `CourseError` for an unknown scene"
     if name not in _scenes:
         raise CourseError(f"paint_scene: no scene {name!r}. Expected one of {', '.join(_scenes)}")
-    scene, rng, w = _scenes[name], Dice(seed), 2*size
+    scene, rng, w = _scenes[name], Chance(seed), 2*size
     im = Image.new('RGB', (w, w), scene.sky[0])
     draw = ImageDraw.Draw(im)
     for wide,n,steps in scene.brushes:
