@@ -12,7 +12,7 @@ from course_lib.samples.photos import photo_sources
 start = chain(downscale(200), jpeg(10, 70), text())
 cells = ['from course_lib.lab import *\nfrom course_lib.crappify import *',
          f'lab = crappify_lab({{k: photo_sources()[k][0] for k in ("cat", "coffee")}}, {start!r}, seed=1)\nlab']
-cells[0] += '\nfrom course_lib.samples import photo_sources'
+cells[0] += '\nfrom course_lib.samples.photos import photo_sources'
 
 
 @pytest.fixture(scope='module')

@@ -287,6 +287,17 @@ def test_other_commands_on_any_terminal(course, tmp_path, enc):
     assert res.returncode == 1 and '1 left out' in res.stdout and 'Traceback' not in res.stderr, res.stderr
 
 
+def test_notebooks_in_folders(nbs):
+    "A notebook in a folder is found by its own name or the folder's; a lesson's number means the lesson, and hidden copies are nobody's"
+    path = nbs(_01_any=['print(1)'])/'nbs'
+    for o in ('answers/01_any', 'samples/toys', '.ipynb_checkpoints/02_old'): write_nb(path/f'{o}.ipynb', 'print(2)')
+    got = {o: cli.find_notebook(o).relative_to(path).as_posix() for o in ('01', '1', '01_any', 'answers/01_any', 'toys', 'samples/toys')}
+    assert got == {**dict.fromkeys(('01', '1', '01_any'), '01_any.ipynb'), 'answers/01_any': 'answers/01_any.ipynb',
+                   'toys': 'samples/toys.ipynb', 'samples/toys': 'samples/toys.ipynb'}
+    assert cli.lesson_notebooks() == [path/'01_any.ipynb']
+    with pytest.raises(CourseError, match='no notebook'): cli.find_notebook('02')
+
+
 def test_run_leaves_what_is_not_ours(nbs, tmp_path, capsys):
     "An executed copy that somebody has edited, and a page that was there before, stay; the new ones get a number; those that are ours are written over"
     nbs(_01_any=['print(1)'], _02_other=['print(2)'])

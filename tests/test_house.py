@@ -91,6 +91,17 @@ def test_arrows_are_seen():
     assert {'core', 'samples.kit', 'samples.town'} <= set(imported('samples.streets'))
 
 
+@pytest.mark.parametrize('mod', [o for o in modules if '.' in o])
+def test_methods_in_their_class_and_nothing_private(mod):
+    "No private name of another module, and `patch` for the classes of others only"
+    tree = ast.parse(modules[mod].read_text())
+    taken = [a.name for o in ast.walk(tree) if isinstance(o, ast.ImportFrom) for a in o.names if a.name.startswith('_')]
+    classes = {o.name for o in tree.body if isinstance(o, ast.ClassDef)}
+    patched = [o.name for o in tree.body if isinstance(o, ast.FunctionDef) and 'patch' in map(ast.unparse, o.decorator_list)
+               and ast.unparse(o.args.args[0].annotation) in classes]
+    assert not taken and not patched
+
+
 @each_nb
 def test_clean(path):
     "nbdev's cleaner would change nothing but execution counts"

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageDraw
 from ..core import CourseError
-from .kit import Dice, as_image, blend, shade
+from .kit import Chance, as_image, blend, shade
 from .make import sample
 
 # %% ../../nbs/samples/bedrooms.ipynb #e6bef667
@@ -29,7 +29,7 @@ class _Plan:
     "What there is in a room, in metres, before anything is drawn"
     def __init__(self, seed, size):
         "A room of `size` × `size` final pixels whose plan comes from `seed`, an int or a list of ints"
-        self.rng, self.size, self.px = Dice(seed), size, size*_ss
+        self.rng, self.size, self.px = Chance(seed), size, size*_ss
         self.img = Image.new('RGB', (self.px, self.px))
         self.on = ImageDraw.Draw(self.img, 'RGBA')
         for step in (self.plan_walls, self.plan_colors, self.plan_things): step()

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 from ..core import CourseError
 from .make import sample
-from .kit import Dice, as_image, blend
+from .kit import Chance, as_image, blend
 
 # %% ../../nbs/samples/horses.ipynb #01b7d688
 _pad = 60 # pixels of margin around the silhouette
@@ -170,7 +170,7 @@ def _shadow(p, sz, flat):
 # %% ../../nbs/samples/horses.ipynb #282d57c2
 def _scene(seed, sz):
     "All but the coat: the land with a shadow, the fields, how bright each part is, the light, noise"
-    r = Dice(seed)
+    r = Chance(seed)
     p, (land, horizon) = _plan(r), _land(r, sz)
     p.foot = max(p.foot, horizon+.3)
     f, side = _look(*_stand(*_grid(sz*_ss), p)), p.sun*(1 if p.flip else -1)
@@ -220,7 +220,7 @@ def horse_pair(
     "The same animal in the same scene, with a brown coat and with stripes"
     if sz < 32: raise CourseError(f'horse_pair: sz = {sz}, expected 32 pixels or more')
     s, seeds = _scene(seed, sz), np.atleast_1d(seed).tolist()
-    return tuple(_paint(s, coat(Dice([*seeds, k]), s.fields)) for k,coat in ((1, _brown), (2, _striped)))
+    return tuple(_paint(s, coat(Chance([*seeds, k]), s.fields)) for k,coat in ((1, _brown), (2, _striped)))
 
 # %% ../../nbs/samples/horses.ipynb #4b01e849
 @sample('horse2zebra')

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 from ..core import CourseError
-from .kit import as_image, blend, round_corners
+from .kit import as_image, blend, circle
 from .make import sample
 from .town import Town, class_code, street_codes
 
@@ -22,15 +22,15 @@ _red, _blue, _white, _black = (196,32,38), (34,78,160), (236,234,230), (34,36,38
 def _board(w, h):
     "Four corners (right, up) of a board, `w` and `h` from its middle to its edges"
     return [(-w,-h), (-w,h), (w,h), (w,-h)]
-_lights = lambda *on: [(_board(.55,1.4),_black)] + [(round_corners(.38,dy),c) for dy,c in zip((.85,0,-.85),
-    on)]
-_signs = [[(round_corners(1),_red), (round_corners(.72),_white), (_board(.4,.14),_black)],
-    [(round_corners(1),_red), (_board(.6,.18),_white)],
-    [(round_corners(1),_blue), (_board(.14,.5),_white)], [(_board(1.5,.8),_white), (_board(1.35,.68),_blue)],
-    [(round_corners(1.2,0,3),_red), (round_corners(.7,0,3),_white)], [(round_corners(-1.2,0,3),_red),
-        (round_corners(-.7,0,3),_white)],
-    [(_board(1.3,.9),_white), (_board(1.15,.75),(28,104,72))], [(_board(1,.7),(210,170,50)),
-        (_board(.7,.2),_black)],
+
+def _lights(*on): return [(_board(.55,1.4),_black), *zip([circle(.38,dy) for dy in (.85,0,-.85)], on)]
+
+_signs = [[(circle(1),_red), (circle(.72),_white), (_board(.4,.14),_black)],
+    [(circle(1),_red), (_board(.6,.18),_white)], [(circle(1),_blue), (_board(.14,.5),_white)],
+    [(_board(1.5,.8),_white), (_board(1.35,.68),_blue)],
+    [(circle(1.2,0,3),_red), (circle(.7,0,3),_white)], [(circle(-1.2,0,3),_red), (circle(-.7,0,3),_white)],
+    [(_board(1.3,.9),_white), (_board(1.15,.75),(28,104,72))],
+    [(_board(1,.7),(210,170,50)), (_board(.7,.2),_black)],
     _lights((236,50,44), (60,46,20), (20,56,34)), _lights((60,18,16), (60,46,20), (60,220,130))]
 
 # %% ../../nbs/samples/streets.ipynb #46fb4c36
@@ -63,11 +63,10 @@ _paints = [(226,226,224), (40,42,46), (160,164,168), (104,108,112), (60,70,98), 
            (180,168,144), (78,96,130), (196,198,202), (96,60,52), (190,60,50), (52,58,74), (182,160,92)]
 _nose = lambda y: [(.93,y-.14), (1,y-.33), (1,.3)] # from the bonnet down to the bumper
 _bodies = [ # hatchback, sedan, SUV, van: length, width; side views of body and cabin (half-lengths, metres)
-    (4.0, 1.74, [(-1,.3), (-1,.88), (.45,.92), *_nose(.88)], [(-.97,.88), (-.80,1.42), (.10,1.45),
-        (.50,.91)]),
+    (4.0, 1.74, [(-1,.3), (-1,.88), (.45,.92), *_nose(.88)], [(-.97,.88), (-.8,1.42), (.1,1.45), (.5,.91)]),
     (4.5, 1.78, [(-1,.3), (-1,.9), (.42,.92), *_nose(.88)], [(-.72,.9), (-.42,1.40), (.06,1.42), (.45,.91)]),
     (4.5, 1.88, [(-1,.3), (-1,1.04), (.48,1.06), *_nose(1.06)],
-        [(-.98,1.04), (-.88,1.68), (.12,1.72), (.50,1.05)]),
+        [(-.98,1.04), (-.88,1.68), (.12,1.72), (.5,1.05)]),
     (4.9, 1.96, [(-1,.3), (-1,1.12), (.62,1.12), *_nose(1.05)],
         [(-1,1.1), (-.97,2.05), (.36,2.05), (.68,1.1)])]
 
@@ -115,7 +114,7 @@ class _Cars(_Furniture):
     def car_parts(self, show, long, color):
         "Wheels on both sides (-1, 1), then tyres, bumper, plate and lights at both ends, red at the rear"
         for w,end,rad in ((w,end,rad) for w in (-1,1) for end in (-.62,.62) for rad in (.36,.2)):
-            show([(end+2*u/long,y,w*1.02) for u,y in round_corners(rad,.35)][::w],
+            show([(end+2*u/long,y,w*1.02) for u,y in circle(rad,.35)][::w],
                 (22,22,24) if rad > .3 else (128,130,134))
         for end in (-1,1):
             def across(w, dw, y0, y1, c):
@@ -133,8 +132,8 @@ class _Cars(_Furniture):
         self.shadow(foot, .55)
     def plan_cars(self, side):
         "Cars parked along the kerb and driving on one side, toward us when it is not ours"
-        r, way, x = self.rng, 0 if side == self.drive else math.pi, max(1.1,
-            .52*(self.road-1.9*any(self.parked.values())))
+        r, way = self.rng, 0 if side == self.drive else math.pi
+        x = max(1.1, .52*(self.road-1.9*any(self.parked.values())))
         for z in np.arange(r.uniform(7,10), 65, 6.2):
             if r.random() < self.parked[side]:
                 self.plan_car(side*(self.road-1.05), z, r.normal(r.pick([0,0,math.pi]),.03))
@@ -144,23 +143,21 @@ class _Cars(_Furniture):
 # %% ../../nbs/samples/streets.ipynb #b58ff583
 _walker = [((0,.85,-.09),(-.24,.06,-.09),.17,'legs'), ((0,.85,.09),(.24,.06,.09),.17,'legs'),
     ((0,1.36,-.24),(.14,.85,-.27),.12,'arms'), ((0,1.3,-.09),(0,.8,-.1),.27,'top'),
-    ((0,1.3,.09),(0,.8,.1),.27,'top'),
-    ((0,1.38,-.16),(0,1.38,.16),.18,'top'), ((0,1.36,.24),(-.14,.85,.27),.12,'arms')]
+    ((0,1.3,.09),(0,.8,.1),.27,'top'), ((0,1.38,-.16),(0,1.38,.16),.18,'top'),
+    ((0,1.36,.24),(-.14,.85,.27),.12,'arms')]
 _rider = [((-.14,.98,-.1),(.24,.8,-.12),.16,'legs'), ((.24,.8,-.12),(.1,.45,-.1),.13,'legs'),
     ((-.14,.98,.1),(.2,.6,.12),.16,'legs'), ((.2,.6,.12),(-.05,.18,.1),.13,'legs'),
     ((-.16,1.02,-.1),(.1,1.42,-.16),.25,'top'), ((-.16,1.02,.1),(.1,1.42,.16),.25,'top'),
     ((.12,1.42,-.2),(.36,1.05,-.24),.11,'arms'), ((.12,1.42,.2),(.36,1.05,.24),.11,'arms')]
-_bicycle = [((-.52,.34),(-.12,.8),.05,'frame'), ((0,.3),(-.15,.92),.05,'frame'),
-    ((0,.3),(.38,.85),.05,'frame'),
-    ((-.12,.8),(.38,.85),.05,'frame'), ((.52,.34),(.36,1.02),.05,'frame'),
-    ((.36,1.02,-.26),(.36,1.02,.26),.05,'frame')]
+_bicycle = [(a,b,.05,'frame') for a,b in (((-.52,.34),(-.12,.8)), ((0,.3),(-.15,.92)), ((0,.3),(.38,.85)),
+    ((-.12,.8),(.38,.85)), ((.52,.34),(.36,1.02)), ((.36,1.02,-.26),(.36,1.02,.26)))]
 for _end in (-.52,.52): # the two tyres
-    _ring = [(_end+u,y) for u,y in round_corners(.34,.34)]
+    _ring = [(_end+u,y) for u,y in circle(.34,.34)]
     _bicycle += [(a,b,.06,'tyre') for a,b in zip(_ring, _ring[1:]+_ring[:1])]
-_cloth = [(40,42,52), (58,60,66), (96,44,48), (50,66,104), (90,80,110), (64,84,66), (150,60,50),
-    (196,190,180)]
-_skins, _hairs = [(224,184,156), (200,156,126), (136,94,70)], [(40,32,28), (74,54,38), (120,92,58),
-    (150,146,140)]
+_cloth = [(40,42,52), (58,60,66), (96,44,48), (50,66,104),
+          (90,80,110), (64,84,66), (150,60,50), (196,190,180)]
+_skins = [(224,184,156), (200,156,126), (136,94,70)]
+_hairs = [(40,32,28), (74,54,38), (120,92,58), (150,146,140)]
 
 # %% ../../nbs/samples/streets.ipynb #3f1f4907
 class _Figures(_Cars):
@@ -187,7 +184,7 @@ class _Figures(_Cars):
         "A bicycle and its rider, heading `angle` radians away from straight ahead"
         p = _spot(x, z, angle)
         for end in (-.52,.52):
-            self.face([p(end+u,y) for u,y in round_corners(.34,.34)], (110,110,112,110), 'Bicyclist')
+            self.face([p(end+u,y) for u,y in circle(.34,.34)], (110,110,112,110), 'Bicyclist')
         self.limbs(p, _bicycle+_rider, 'Bicyclist')
         self.head(p(.2,1.66), angle, 'Bicyclist')
 
@@ -204,14 +201,14 @@ class _People(_Figures):
             self.later(z, .55, self.person, x, z, r.pick([0,1.57,3.14,-1.57])+r.normal(0,.3),
                 r.normal(.96,.06))
             self.shadow([(x-.2,z), (x+.2,z), (x+d+.2,z+air.front), (x+d-.2,z+air.front)])
-            self.shadow([(x+.3*u,z+.2*v) for u,v in round_corners(1)], .4)
+            self.shadow([(x+.3*u,z+.2*v) for u,v in circle(1)], .4)
     def plan_cyclists(self, side):
         "Cyclists at the edge of the lane, sometimes crossing"
         r, x = self.rng, side*(self.road - (2.3 if self.parked[side] else .7))
         for z in (6 + r.exponential(7, r.poisson(.5))).tolist():
             way = r.pick([0 if side == self.drive else math.pi]*2 + [side*1.57])
             self.later(z, .7, self.cyclist, x, z, way+r.pick([-.4,.4]))
-            self.shadow([(x+.4*u,z+.4*v) for u,v in round_corners(1)], .35)
+            self.shadow([(x+.4*u,z+.4*v) for u,v in circle(1)], .35)
 
 # %% ../../nbs/samples/streets.ipynb #664a5300
 _rough = np.array([0,.02,.02,.008,.01,.07,.01,.03,.008,.02,.02,.008]) # the texture of each class

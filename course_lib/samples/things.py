@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from ..core import CourseError
-from .kit import Dice, as_image, blend, shade
+from .kit import Chance, as_image, blend, shade
 from .make import sample
 
 # %% ../../nbs/samples/things.ipynb #1010e983
@@ -392,7 +392,7 @@ def draw_thing(
     "One thing somewhere; raises `CourseError` for a name that is none of the ten"
     if name not in _things:
         raise CourseError(f"draw_thing: there is no {name!r}. Expected one of {', '.join(thing_names)}")
-    r, (draw, tilt, places) = Dice(seed), _things[name]
+    r, (draw, tilt, places) = Chance(seed), _things[name]
     img = _place(r, r.pick(places.split() if r.random() < .85 else list(_places)))
     draw(Pen(img, r, tilt), r)
     _in_front(img, r)

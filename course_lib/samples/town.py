@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from .kit import Dice, as_image, blend, round_corners
+from .kit import Chance, as_image, blend, circle
 
 # %% ../../nbs/samples/town.ipynb #2f899996
 street_codes = ('Sky Building Column_Pole Road Sidewalk Tree '
@@ -27,7 +27,7 @@ class _Canvas:
     "A street's picture and mask, always drawn together, `_ss` times too large"
     def __init__(self, seed, size):
         "An empty street of `size` (rows, columns) final pixels, under today's weather"
-        self.rng, self.todo, self.size = Dice(seed), [], size
+        self.rng, self.todo, self.size = Chance(seed), [], size
         self.h, self.w = size[0]*_ss, size[1]*_ss
         self.img, self.mask, self.shade = [Image.new(o, (self.w,self.h)) for o in ('RGB','L','L')]
         self.on_img, self.on_mask = ImageDraw.Draw(self.img, 'RGBA'), ImageDraw.Draw(self.mask)
@@ -65,8 +65,8 @@ class _View(_Canvas):
         kind = kind or str(r.choice(list(_days), p=[o[0] for o in _days.values()]))
         _, sun, top, foot, cloud, light, haze, wet = _days[kind]
         self.air = SimpleNamespace(kind=kind, sun=sun, side=r.pick([-1,1]), front=r.uniform(-1,1),
-            length=r.uniform(.3,1.1),
-            top=r.vary(top), foot=r.vary(foot,7), cloud=cloud*r.uniform(.5,1.3), wet=wet*r.uniform(.5,1),
+            length=r.uniform(.3,1.1), top=r.vary(top), foot=r.vary(foot,7),
+            cloud=cloud*r.uniform(.5,1.3), wet=wet*r.uniform(.5,1),
             light=(np.array(light)*r.uniform(.9,1.08)*r.uniform(.97,1.03,3)).tolist(),
             haze=haze*r.uniform(.6,1.5))
     def tone(self, color, z, light=1.):
@@ -150,8 +150,8 @@ class _Surface(_Strokes):
         dark = np.asarray(self.shade.filter(ImageFilter.BoxBlur(2)))[top:]/255
         clear = np.exp(-self.air.haze*np.minimum(z, _far*2))
         bright = ((1 + self.grain(x,z) - rain)*(1-dark)*clear)[...,None]
-        self.img.paste(as_image(np.asarray(self.img)[top:]*bright + (1-clear)[...,None]*self.air.foot),
-            (0,top))
+        ground = np.asarray(self.img)[top:]*bright + (1-clear)[...,None]*self.air.foot
+        self.img.paste(as_image(ground), (0,top))
 
 # %% ../../nbs/samples/town.ipynb #4db93e3f
 class _Ground(_Surface):
@@ -190,6 +190,7 @@ _black = (34,36,38)
 _walls = [(150,86,66), (134,74,60), (166,104,80), (184,164,124), (150,150,148), (128,130,134), (212,208,200),
           (222,204,164), (196,184,166), (176,188,196), (200,160,140), (116,112,100)]
 _trims = [(120,40,44), (40,72,60), (44,54,96), (190,180,160), (60,60,64), (196,150,60), (92,66,48)]
+_roofs = [(86,80,82), (104,88,82), (128,74,56), (72,76,84)]
 
 # %% ../../nbs/samples/town.ipynb #d4c8fe1b
 class _Walls(_Ground):
@@ -228,10 +229,9 @@ class _Houses(_Walls):
     def building_plan(self, color=None):
         "Colours and habits of one building: bay and storey (metres), the gap beside a window (of the bay)"
         r, color = self.rng, self.rng.vary(color or self.rng.pick(_walls), 10)
-        return SimpleNamespace(color=color, frame=r.pick([(222,220,214), (226,224,220), (70,66,62),
-            blend(color,_black,.3)]),
-            trim=r.vary(r.pick(_trims)), roof=r.vary(r.pick([(86,80,82), (104,88,82), (128,74,56),
-                (72,76,84)]), 8),
+        return SimpleNamespace(color=color,
+            frame=r.pick([(222,220,214), (226,224,220), (70,66,62), blend(color,_black,.3)]),
+            trim=r.vary(r.pick(_trims)), roof=r.vary(r.pick(_roofs), 8),
             door=r.integers(3), shop=not self.suburb and r.random() < .4, pitch=r.random() < self.town.pitch,
             bay=r.uniform(2,3.2), storey=r.uniform(2.7,3.5), gap=r.uniform(.2,.32))
     def sunlight(self, side=0):
@@ -304,8 +304,8 @@ class _Trees(_Houses):
         if z < 4: return
         self.later(z, h*.4, self.tree, x, z, h, wide)
         cx, cz, rad = x-air.side*h*air.length*.7, z+air.front*h*.4, h*.33*wide
-        self.shadow([(cx+rad*u*w,cz+rad*v*w) for (u,v),w in zip(round_corners(1),
-            r.uniform(.75,1.15,12).tolist())])
+        around = zip(circle(1), r.uniform(.75,1.15,12).tolist())
+        self.shadow([(cx+rad*u*w,cz+rad*v*w) for (u,v),w in around])
         self.shadow([(x-.15,z), (x+.15,z), (cx,cz)])
     def plan_trees(self, side):
         "Trees in the gardens, or a row of them along the kerb of some streets"
