@@ -1099,7 +1099,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'course_lib.restore._as_image': ('restore.html#_as_image', 'course_lib/restore.py'),
                                     'course_lib.restore._check_box': ('restore.html#_check_box', 'course_lib/restore.py'),
                                     'course_lib.restore._first': ('restore.html#_first', 'course_lib/restore.py'),
-                                    'course_lib.restore._inode': ('restore.html#_inode', 'course_lib/restore.py'),
                                     'course_lib.restore._keep_or_make': ('restore.html#_keep_or_make', 'course_lib/restore.py'),
                                     'course_lib.restore._made': ('restore.html#_made', 'course_lib/restore.py'),
                                     'course_lib.restore._not_to_write': ('restore.html#_not_to_write', 'course_lib/restore.py'),

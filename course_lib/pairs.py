@@ -129,6 +129,8 @@ def pair_dls(
     cfg               # settings: bs, size, crop, max_zoom
 ): # fastai DataLoaders; a batch is two (bs,3,crop,crop), in validation (·,3,size,size), normalised with ImageNet's statistics
     "Crappy and good photographs, side by side; raises `CourseError` where there are fewer than a batch"
+    if not any(held_out(o, root) for o in pairs):
+        raise CourseError(f'{tell_path(root)}: none of the {len(pairs)} photographs is held out. Expected more of them, or folders called train and valid')
     twins = lambda o: [variant(o, pairs[o], root, k % cfg.get('variants', 1)) for k in range(draws(held_out(o, root), cfg))]
     good = {**{p: o for o in pairs for p in twins(o)}, **{p: o for o,p in pairs.items()}}
     block = DataBlock((ImageBlock(SquarePhoto),)*2, get_items=lambda _: [p for o in pairs for p in twins(o)], get_y=good.get,

@@ -219,5 +219,5 @@ def may_write(
 ) -> str|None: # why not, in a few words; None where it may
     "May a result be written there? Never over what is read, nor over a file, or a link, that we have not made"
     if file_ids([path]) & inputs: return 'its result would take the place of a photograph that is read'
-    if os.path.lexists(path) and not ours: return 'where its result would go lies a file that was not made here'
+    if os.path.lexists(path) and not ours: return 'where its result would go lies a file that was not made here, or was changed since'
     return None

@@ -25,6 +25,7 @@ from .core import (check_folder, CourseError, default_device, device_name, MadeH
 from .crappify import Report, _files_in, _why, apply, crappy_name, file_bytes, open_photo, parse_steps, psnr
 from .models import channels_last, check_finite, is_oom
 from .pairs import InputUnet, batch_psnr, make_generator, unit
+from .pictures import file_ids, may_write
 from .resnet import course_learner
 from .samples.photos import cut_patches, photo_sources
 from .unet import SelfAttention, Unet, layer_shapes, make_unet, small_encoder
@@ -258,15 +259,11 @@ def photo_jobs(
     return res
 
 # %% ../nbs/05a_restore.ipynb #10fb7632
-def _inode(p): return (s := os.stat(p)).st_dev, s.st_ino
-
 def _not_to_write(src, dest, rel, made, inputs, seen):
-    "Why there must be no result of this file, if so. Is its place taken by one that is read, by whatever name, or by another one's result?"
+    "Why there must be no result of this file, if so: see `may_write`; nor in the place of another one's result"
     if not src.is_file(): return 'not a plain file'
-    if os.path.exists(dest):
-        if _inode(dest) in inputs: return 'the result would take its place, or that of another one'
-        if _inode(dest) in seen: return f'another one is called {rel}'
-    if not made.ours(rel): return f'{rel} is there already and was not made by this command, or was changed since'
+    if file_ids([dest]) & seen: return f'another one is called {rel}'
+    return may_write(dest, inputs, made.ours(rel))
 
 def _keep_or_make(src, rel, how, made, again, rep, make):
     "Make a result, unless the one that is there was made the same way from the same file"
@@ -300,7 +297,7 @@ def restore_files(
     "Restore photographs into a folder; what cannot be read is reported; raises `CourseError` when nothing can be written"
     jobs, rep, out, seen = photo_jobs(paths, out), Report(), Path(out), set()
     check_folder(out, '--out')
-    inputs, made = {_inode(p) for p,_ in jobs if p.is_file()}, MadeHere(out)
+    inputs, made = file_ids(p for p,_ in jobs), MadeHere(out)
     how = hashlib.sha256(repr((weights_digest(model.state_dict()), repr(model), sorted(kwargs.items()))).encode()).hexdigest()
     for src,rel in _watched(jobs, shown):
         why = _not_to_write(src, out/rel, rel, made, inputs, seen)
@@ -310,7 +307,7 @@ def restore_files(
             if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise CourseError(no_room(out, e, '--out') + '. What was finished is kept') from None
             why = 'the name of its result would be too long' if e.errno == errno.ENAMETOOLONG else f'it cannot be read, or its result not be written ({e.strerror or e})'
             rep.notes.append((str(src), why, 'left out'))
-        else: seen.update([_inode(out/rel)] if (out/rel).exists() else [])
+        else: seen |= file_ids([out/rel])
     return rep
 
 # %% ../nbs/05a_restore.ipynb #21f82519

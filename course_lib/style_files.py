@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from .core import CourseError, MadeHere, check_folder, default_device, seed_everything, write_atomic
+from .core import CourseError, MadeHere, check_folder, default_device, no_room, seed_everything, write_atomic
 from .style import keep_colours, open_picture, picture_batch, sizes_up_to, style_judge, transfer
 
 # %% ../nbs/08c_style_files.ipynb #adba7381
@@ -64,9 +64,11 @@ def style_file(
     key = _job_key(ims, size, weight, evals, arch, trained)
     start, at = _state(made, names[1], key, tell)
     each = _watcher(partial(_write_state, made, *names[1:], key), size, tell, every)
-    x = transfer(net, *ims, size, evals, 2 if trained else 1, weight, start=start, at=at, each=each)
-    made.put(out.name, _picture_bytes(keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:]))) if keep else x, out.name), key)
-    for o in names[1:]: made.remove(o)
+    try:
+        x = transfer(net, *ims, size, evals, 2 if trained else 1, weight, start=start, at=at, each=each)
+        made.put(out.name, _picture_bytes(keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:]))) if keep else x, out.name), key)
+        for o in names[1:]: made.remove(o)
+    except OSError as e: raise CourseError(no_room(out.parent, e, '--out')) from None
     return out
 
 # %% ../nbs/08c_style_files.ipynb #af3fe38a

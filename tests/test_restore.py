@@ -274,7 +274,7 @@ def test_what_is_not_ours_stays(album, model, tmp_path, how, again):
     else: (out/'a.jpg').write_bytes(b'mine')
     rep = restore_files([album], model, out, again=again)
     assert (rep.made, rep.kept) == ((0, 3) if how == 'changed' and not again else (3, 0))
-    assert [w for f,w in rep.left_out if f == str(album/'a.jpg')] == ['a.jpg is there already and was not made by this command, or was changed since']
+    assert [w for f,w in rep.left_out if f == str(album/'a.jpg')] == ['where its result would go lies a file that was not made here, or was changed since']
     if how == 'link': assert (out/'a.jpg').is_symlink()
     elif how == 'folder': assert (out/'a.jpg').is_dir()
     else: assert (out/'a.jpg').read_bytes() == b'mine'

@@ -266,6 +266,14 @@ def test_no_room(files, tmp_path, monkeypatch):
     with pytest.raises(CourseError, match='the disk is full.*--out'): paint(files, tmp_path/'out.png', tell=pytest.fail)
 
 
+def test_disk_that_fills_up_meanwhile(files, tmp_path, monkeypatch):
+    "The line names the folder of the result, wherever the command was started"
+    (tmp_path/'out').mkdir()
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('os.fsync', full)
+    with pytest.raises(CourseError, match='out: the disk is full.*--out'): paint(files, tmp_path/'out'/'a.png')
+
+
 def test_colours_kept(files, tmp_path):
     a = paint(files, tmp_path/'a.png', keep=True)
     photo = picture_batch(Image.open(files[0]), (32, 48), 'cpu')
