@@ -378,15 +378,16 @@ def test_channels_last_in_one_place(monkeypatch):
         assert not said or m in ('models', 'unet'), (m, said) # the U-Net follows what comes in
 
 
-def test_no_context_for_a_name(monkeypatch, tmp_path):
+def test_no_context_for_a_name(monkeypatch, tmp_path, capsys):
     "`course run` asks another process for the card's name: here CUDA never begins"
     from course_lib import cli
-    (tmp_path/'x.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs'/'01_x.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    monkeypatch.setattr(cli, 'clone_root', lambda: tmp_path)
     monkeypatch.setattr(cli, 'execute', lambda *args: None)
     monkeypatch.setattr(cli, 'default_device', lambda: cuda)
     monkeypatch.setattr(core, 'default_device', lambda: cuda)
     def begun(*args): raise AssertionError('CUDA began in this process')
     for o in ('get_device_name', 'init', '_lazy_init', 'get_device_properties'): monkeypatch.setattr(torch.cuda, o, begun)
-    shown = []
-    cli.run_one(tmp_path/'x.ipynb', 'sample', tmp_path, SimpleNamespace(show=shown.append))
-    assert shown[0].endswith(core.device_name(torch.device('cpu'))) # what the other process takes for its default device
+    assert cli.run('01', profile='sample', out=str(tmp_path/'out')) == 0
+    assert core.device_name(torch.device('cpu')) in capsys.readouterr().out # what the other process takes for its default device
