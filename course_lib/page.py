@@ -13,11 +13,12 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 from PIL import Image
 from .core import CourseError
-from .crappify import apply, beside, file_bytes, jpeg_bytes, parse_steps
+from .crappify import apply, beside, file_bytes, parse_steps
 from .lab import Divided, Shown, _css_line, _css_stage, _unseen, watched
 from .pictures import open_photo, open_rgb, why_unreadable
 from .restore import box_file, load_model, restore_photo
 from .samples import photo_sources
+from .steps import jpeg_bytes
 
 # %% ../nbs/05c_page_parts.ipynb #7f7f635e
 examples = { # what it is called → (photograph, damage)

@@ -10,7 +10,7 @@ from course_lib.data import registry
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted((root/'nbs').glob('[0-9]*.ipynb'))
 modules = {p.stem: p for p in sorted((root/'course_lib').glob('*.py')) if not p.stem.startswith('_')}
-order = 'core pictures samples streets bedrooms horses painting things data models resnet unet segment crappify damage lab pairs restore page gan feature_loss judge dcgan wgan wgan_experiments cyclegan_parts cyclegan style style_experiments style_files harmonize unrolled rnn pointer heads darknet phase_parts phases schedules cli'.split()
+order = 'core pictures samples streets bedrooms horses painting things data models resnet unet segment steps crappify damage lab pairs restore page gan feature_loss judge dcgan wgan wgan_experiments cyclegan_parts cyclegan style style_experiments style_files harmonize unrolled rnn pointer heads darknet phase_parts phases schedules cli'.split()
 in_every_lesson = {'answers', 'answers_full', 'train'} # what `course answers` and `course train` call in a lesson's module
 each_nb = pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
 each_module = pytest.mark.parametrize('mod', modules)
