@@ -64,7 +64,6 @@ def as_jpeg(
     plt.close(fig)
     return Shown(f.getvalue(), format='jpeg')
 
-# %% ../nbs/03a_crappifiers.ipynb #feb4bb09
 _here, _python = (os.path.dirname(os.path.abspath(o.__file__)) + os.sep for o in (sys.modules['course_lib.core'], os))
 
 def _own(file):
@@ -109,7 +108,6 @@ def before_after(
     head = ['before', *(f'seed {s}' for s in seeds)]
     return beside(sum(rows, []), head + ['']*len(head)*(len(rows)-1), len(head), size)
 
-# %% ../nbs/03a_crappifiers.ipynb #31f50362
 def _red(text):
     html = text.replace('&', '&amp;').replace('<', '&lt;')
     style = 'border-left:4px solid #D55E00;padding-left:8px'
@@ -141,7 +139,7 @@ def psnr(
     mse = np.mean((np.asarray(a, np.float32) - np.asarray(b, np.float32))**2, dtype=np.float64)
     return float(10*np.log10(255**2/mse)) if mse else float('inf')
 
-# %% ../nbs/03a_crappifiers.ipynb #adf584c2
+# %% ../nbs/03a_crappifiers.ipynb #fa321734
 def _parts(name, fns):
     "What a combinator holds; raises `CourseError` for what cannot be held"
     for o in fns:
@@ -312,7 +310,6 @@ class Report:
         safe = [[' '.join(str(o).replace('|', '¦').split()) for o in r] for r in self.rows()]
         return f'{self!r}\n\n' + (md_rows(safe, self.head) if safe else '')
 
-# %% ../nbs/03a_crappifiers.ipynb #7b597e7c
 def files_in(
     src:str, # a folder
     dst:str, # one that is passed over
@@ -374,7 +371,6 @@ _full = errno.ENOSPC, errno.EDQUOT, errno.EROFS
 
 def _sum(data): return hashlib.sha256(data).hexdigest()[:16]
 
-# %% ../nbs/03a_crappifiers.ipynb #4f91c7f7
 class _Job(NamedTuple):
     "What every worker needs to know"
     fn:object; src:str; seed:int; smallest:int|None
@@ -400,7 +396,7 @@ def _make_one(job, rel):
 # %% ../nbs/03a_crappifiers.ipynb #6819f1bb
 def _packed(job):
     "A job as bytes, for another process, with the learner's own modules and source lines as they are now; None where that cannot be"
-    mine = [m for k,m in [*sys.modules.items()] if k == getattr(m, '__name__', '') != '__main__' and _own(getattr(m, '__file__', None) or _here)]
+    mine = [m for k,m in [*sys.modules.items()] if k == getattr(m, '__name__', 0) != '__main__' and _own(getattr(m, '__file__', 0) or _here)]
     lines = {k: v for k,v in linecache.cache.items() if len(v) == 4 and _own(k)}
     for m in mine: cloudpickle.register_pickle_by_value(m)
     try: return cloudpickle.dumps((job, lines))
@@ -452,7 +448,7 @@ class _Run:
         "Is the result there, made by this function with this seed from this file?"
         key, note = self.made.of(rel) or (None, None)
         try: fresh = key == f'{self.key}:{_state(os.path.join(self.job.src, rel))}'
-        except OSError: return False
+        except OSError: return False # a link that leads nowhere, to be reported
         if fresh and note: self.report.notes.append((rel, *note))
         self.report.kept += fresh
         return fresh
@@ -481,7 +477,6 @@ class _Run:
         why = ' · '.join(o.error.splitlines())
         raise CourseError(f'{fn_name(self.job.fn)} fails on every photograph so far. On {legible(o.rel)}: {why}')
 
-# %% ../nbs/03a_crappifiers.ipynb #6ec862c0
 def _run(job, dst, workers, shown):
     "All files of a folder; raises OSError when nothing can be written"
     run = _Run(job, dst)
@@ -544,7 +539,6 @@ class Crappify(Transform):
         rel = Path(os.path.relpath(x, self.path)).as_posix() if self.path else Path(x).name
         return self._done(open_rgb(x, smallest=self.smallest), rel)
 
-# %% ../nbs/03a_crappifiers.ipynb #38a48762
 def crappy_block(
     fn, path=None, seed:int=0 # see `Crappify`
 ): # a fastai TransformBlock

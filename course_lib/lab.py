@@ -18,19 +18,18 @@ from .pictures import open_rgb
 from .steps import Step, fn_name, jpeg_bytes, steps
 
 # %% ../nbs/03b_crappify_lab.ipynb #c1ffb3f3
-_suffixes = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
-
 def _named(photos):
     "A dict of name → file or picture; of a folder the first hundred, those in folders below only if there are no others"
     if isinstance(photos, dict): return dict(photos)
     if isinstance(photos, Image.Image): return {'photograph': photos}
     if isinstance(photos, (str, Path)):
-        p, pics = Path(photos), lambda way: sorted(o for o in way('*') if o.suffix.lower() in _suffixes)[:100]
+        p, kinds = Path(photos), ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+        pics = lambda way: sorted(o for o in way('*') if o.suffix.lower() in kinds)[:100]
         photos = (pics(p.glob) or pics(p.rglob)) if p.is_dir() else [p]
     names = [f'photograph {i+1}' if isinstance(o, Image.Image) else Path(o).stem for i,o in enumerate(photos)]
     return {n if names.count(n) == 1 else f'{n} ({i+1})': o for i,(n,o) in enumerate(zip(names, photos))}
 
-# %% ../nbs/03b_crappify_lab.ipynb #2409be59
+# %% ../nbs/03b_crappify_lab.ipynb #94442673
 def facts(before, after):
     "Size, bytes as a file and PSNR of a damaged picture, in one line"
     n, db = len(file_bytes(after, 'photo.jpg')), psnr(after, before)
@@ -52,11 +51,10 @@ class BeforeAfter:
         self.after.value, self.said.value = shown_bytes(before, after), html.escape(said)
     def fail(self, said): self.after.value, self.said.value = b'', f'<b>{html.escape(said, quote=False)}</b>'
 
-# %% ../nbs/03b_crappify_lab.ipynb #e10105a1
+# %% ../nbs/03b_crappify_lab.ipynb #4b77cd0d
 def control(
     name, # of a strength
-    p,    # its `Param`
-    value # its value
+    p, value # its `Param`, its value
 ) -> widgets.Widget:
     "The widget that changes a strength of a step"
     look = dict(description=f'{name} {p.unit}'.strip(), description_tooltip=p.help, layout=dict(width='98%'), style=dict(description_width='110px'))
@@ -96,7 +94,7 @@ def _button(name, icon, tip, call, width):
     b.on_click(lambda _: call())
     return b
 
-# %% ../nbs/03b_crappify_lab.ipynb #b112606e
+# %% ../nbs/03b_crappify_lab.ipynb #5887d9f5
 class LabPanel:
     "The widgets around a `CrappifyLab`"
     def __init__(self, lab):
@@ -115,9 +113,8 @@ class LabPanel:
         for w in (self.name, self.seed): w.observe(lambda _: self.refresh(), 'value')
         self.code.observe(lambda e: self.read(e.new), 'value')
         self.load(lab.fn)
-        bar, add, text = [self.name, self.seed, self.new_seed, self.again], [self.menu, self.plus], [self.code, self.copy]
-        self.box = widgets.VBox([widgets.HBox(bar), self.view.box, widgets.HBox(add), self.rows, widgets.HBox(text), self.said, self.clip],
-            layout=dict(max_width='900px')).add_class('cl-lab')
+        bar, add, text = map(widgets.HBox, ([self.name, self.seed, self.new_seed, self.again], [self.menu, self.plus], [self.code, self.copy]))
+        self.box = widgets.VBox([bar, self.view.box, add, self.rows, text, self.said, self.clip], layout=dict(max_width='900px')).add_class('cl-lab')
     def refresh(self):
         "Make the picture again and show it, or say what failed"
         self.lab.name, self.lab.seed, self.lab.fn = self.name.value, self.seed.value, chain(*[o.step for o in self.cards])
@@ -160,7 +157,6 @@ def watched() -> bool:
     kernel = getattr(get_ipython(), 'kernel', None)
     return bool(kernel and kernel.get_parent().get('content', {}).get('allow_stdin'))
 
-# %% ../nbs/03b_crappify_lab.ipynb #c89a033f
 class CrappifyLab:
     "A chain, photographs and a seed; shows itself as a panel in a notebook, as a picture on a page"
     def __init__(self, photos, fn, seed, sz):
@@ -194,18 +190,16 @@ class CrappifyLab:
     def grid(self, n=3):
         "Before and after for the first photographs, as one picture"
         rows, names = [], [self.name, *[o for o in self.photos if o != self.name]][:n]
-        for o in names:
-            try:
-                before, after = CrappifyLab({o: self.photos[o]}, self.fn, self.seed, self.sz).make()
-                rows += [(before, o), (after.resize(before.size, Image.Resampling.NEAREST), facts(before, after))]
-            except CourseError as e: rows += [(Image.new('RGB', self.photo.size, 'silver'), o) for o in (o, textwrap.fill(str(e), 36))]
+        for name in names:
+            try: before, after = CrappifyLab({name: self.photos[name]}, self.fn, self.seed, self.sz).make()
+            except CourseError as e: rows += [(Image.new('RGB', self.photo.size, 'silver'), o) for o in (name, textwrap.fill(str(e), 36))]
+            else: rows += [(before, name), (after.resize(before.size, Image.Resampling.NEAREST), facts(before, after))]
         ims, titles = zip(*rows)
         return as_jpeg(show_images(ims, titles, ncols=2, size=3, nearest=False, suptitle=textwrap.fill(repr(self.fn), 76)))
     def _repr_mimebundle_(self, **kwargs):
         data = {'text/plain': repr(self), 'image/jpeg': base64.b64encode(self.grid().data).decode()}
         return {**self.panel.box._repr_mimebundle_(), **data} if watched() else data
 
-# %% ../nbs/03b_crappify_lab.ipynb #8474efa8
 def crappify_lab(
     photos,     # a folder (its first 100 pictures), files, PIL images, or a dict of names and such
     fn=None,    # the chain to begin with; None: the lecture's crappifier

@@ -8,7 +8,7 @@ __all__ = ['steps', 'filters', 'Param', 'span', 'choice', 'fn_name', 'Step', 'st
            'gaussian_blur', 'defocus', 'motion_blur', 'gaussian_noise', 'shot_noise', 'salt_pepper', 'film_grain',
            'dust', 'scratches', 'fold', 'crinkle', 'halftone']
 
-# %% ../nbs/03aa_steps.ipynb #943edc57
+# %% ../nbs/03aa_steps.ipynb #35da35f5
 import io, math
 from dataclasses import dataclass, make_dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from .core import CourseError
 from .pictures import as_rgb
 
-# %% ../nbs/03aa_steps.ipynb #7d447bdc
+# %% ../nbs/03aa_steps.ipynb #213845a9
 @dataclass(frozen=True)
 class Param:
     "What a strength of a step may be: one of some `options`, or a range of numbers between `lo` and `hi`"
@@ -56,7 +56,6 @@ class Param:
         lo, hi = (repr(o).removesuffix('.0') for o in v)
         return lo if lo == hi else f'{lo}, {hi}' if bare else f'({lo}, {hi})'
 
-# %% ../nbs/03aa_steps.ipynb #2bacf788
 def span(lo, hi, default, step, unit, help):
     "Declares a strength that is a range of numbers, whole ones where `step` is an int; a single number as default is a range too"
     return Param(default if isinstance(default, tuple) else (default,)*2, lo, hi, step, unit, help)
@@ -65,7 +64,7 @@ def choice(options, help):
     "Declares a strength that is one of some words, or on or off; the first is the usual one"
     return Param(options[0], help=help, options=tuple(options))
 
-# %% ../nbs/03aa_steps.ipynb #f13e21de
+# %% ../nbs/03aa_steps.ipynb #eb2fde12
 steps = {} # name → what makes the step
 
 def fn_name(fn):
@@ -116,11 +115,9 @@ def step(
 filters = {o.name.lower(): o for o in map(Image.Resampling, (2, 3, 1, 4, 0))} # bilinear first: it is the usual one
 
 @step('geometry')
-def downscale(im, rng,
-    size=span(8, 512, (96, 96), 1, 'px', 'the shorter side afterwards; nothing is enlarged'),
+def downscale(im, rng, size=span(8, 512, (96, 96), 1, 'px', 'the shorter side afterwards; nothing is enlarged'),
     filter=choice([*filters], 'how pixels are put together'),
-    back=choice((False, True), 'enlarge again to the old size')
-):
+    back=choice((False, True), 'enlarge again to the old size')):
     "Fewer pixels"
     w, h, n = im.info.get('drafted', (*im.size, 1)) # n: what the JPEG decoder has left out, see below
     s = min(1, size/min(w, h))
@@ -143,8 +140,7 @@ def _font(px): return ImageFont.load_default(px)
 
 @step('compression')
 def jpeg(im, rng, quality=span(1, 100, (10, 70), 1, '', 'of the JPEG, 1 to 100'),
-    written=choice((False, True), 'write the quality into the picture first, as the lecture does')
-):
+    written=choice((False, True), 'write the quality into the picture first, as the lecture does')):
     "Blocks, ringing and washed-out colours of a JPEG file"
     if written:
         im, xy = im.copy(), [int(rng.integers(o//2+1)) for o in im.size]
@@ -158,11 +154,9 @@ def jpeg(im, rng, quality=span(1, 100, (10, 70), 1, '', 'of the JPEG, 1 to 100')
 _words = 'sale hello 1974 draft sample paris copy proof summer number aunt july holiday'.split()
 
 @step('overlay')
-def text(im, rng,
-    height=span(.03, .5, (.08, .14), .01, 'share', 'of the letters, as a part of the shorter side'),
+def text(im, rng, height=span(.03, .5, (.08, .14), .01, 'share', 'of the letters, as a part of the shorter side'),
     what=choice(['number', 'date', 'word'], 'what is written'),
-    colour=choice(['white', 'black', 'any'], 'of the letters')
-):
+    colour=choice(['white', 'black', 'any'], 'of the letters')):
     "Something written over the picture, anywhere"
     im, font = im.copy(), _font(max(6, round(height*min(im.size))))
     day, month, year, number, word = rng.integers((1, 1, 50, 10, 0), (29, 13, 100, 71, len(_words))).tolist()
@@ -173,13 +167,10 @@ def text(im, rng,
     ImageDraw.Draw(im).text(xy, s, font=font, fill=ink if colour == 'any' else colour)
     return im
 
-# %% ../nbs/03aa_steps.ipynb #f335a376
 @step('overlay')
-def cutout(im, rng,
-    size=span(.02, .8, (.15, .35), .01, 'share', 'of a block, as a part of each side'),
+def cutout(im, rng, size=span(.02, .8, (.15, .35), .01, 'share', 'of a block, as a part of each side'),
     n=span(1, 12, (1, 1), 1, '', 'how many blocks'),
-    fill=choice(['black', 'white', 'grey', 'noise'], 'what is in them')
-):
+    fill=choice(['black', 'white', 'grey', 'noise'], 'what is in them')):
     "Blocks cut out of the picture, to be filled in from what is around"
     im = im.copy()
     for _ in range(n):
@@ -204,19 +195,15 @@ def banding(im, rng, levels=span(2, 64, (6, 14), 1, '', 'tones that are left of 
     "Few tones: smooth skies fall into steps"
     return _img(np.rint(_arr(im)/255*(levels-1))*255/(levels-1))
 
-# %% ../nbs/03aa_steps.ipynb #b8abe834
 @step('colour')
-def faded(im, rng,
-    strength=span(0, 1, (.3, .7), .05, 'share', 'of contrast and colour that is gone'),
-    yellow=span(0, 1, (.2, .6), .05, 'share', 'how yellow the paper has become')
-):
+def faded(im, rng, strength=span(0, 1, (.3, .7), .05, 'share', 'of contrast and colour that is gone'),
+    yellow=span(0, 1, (.2, .6), .05, 'share', 'how yellow the paper has become')):
     "Old colours: blacks lifted, contrast and saturation lost, paper yellowed"
     a = _arr(im)
     a = a + (_grey(a)[...,None]-a)*.6*strength
     a = a*(1-.45*strength) + strength*np.array([75, 58, 52], np.float32)
     return _img(a*(1-yellow*np.array([.02, .1, .34], np.float32)))
 
-# %% ../nbs/03aa_steps.ipynb #2daa4f97
 def _some_hue(rng): return np.cos(2*math.pi*(rng.random() + np.arange(3)/3)).astype(np.float32)
 
 @step('colour')
@@ -247,10 +234,8 @@ def _rough(rng, h, w, cell, octaves=3):
 
 # %% ../nbs/03aa_steps.ipynb #3317d786
 @step('colour')
-def discolour(im, rng,
-    strength=span(0, 1, (.3, .8), .05, 'share', 'how strong the stains are'),
-    patch=span(.1, 1, (.3, .6), .05, 'share', 'how wide they are, as a part of the shorter side')
-):
+def discolour(im, rng, strength=span(0, 1, (.3, .8), .05, 'share', 'how strong the stains are'),
+    patch=span(.1, 1, (.3, .6), .05, 'share', 'how wide they are, as a part of the shorter side')):
     "Uneven discolouration: some places lean to one colour, others to its opposite"
     stain, light = (_rough(rng, im.height, im.width, patch*min(im.size), 2)[...,None] for _ in range(2))
     a = _arr(im)*(1 + strength*(.13*stain*_some_hue(rng) + .05*light))
@@ -258,10 +243,8 @@ def discolour(im, rng,
 
 # %% ../nbs/03aa_steps.ipynb #2ea81537
 @step('colour')
-def line_drawing(im, rng,
-    width=span(.4, 5, (.8, 1.6), .1, 'px', 'of a line'),
-    detail=span(0, 1, (.3, .7), .05, 'share', 'how much is drawn')
-):
+def line_drawing(im, rng, width=span(.4, 5, (.8, 1.6), .1, 'px', 'of a line'),
+    detail=span(0, 1, (.3, .7), .05, 'share', 'how much is drawn')):
     "Only the lines are left, as if drawn with a pen"
     from scipy import ndimage
     g = _grey(_arr(im))/255
@@ -284,7 +267,6 @@ def gaussian_blur(im, rng, sigma=span(0, 12, (.5, 2), .1, 'px', 'width of the be
     "Softly out of focus: every point becomes a bell"
     return im.filter(ImageFilter.GaussianBlur(sigma))
 
-# %% ../nbs/03aa_steps.ipynb #8848e9a3
 @step('blur')
 def defocus(im, rng, radius=span(0, 12, (1, 4), .1, 'px', 'of the disc that a point becomes')):
     "A lens out of focus: every point becomes a disc"
@@ -313,7 +295,6 @@ def shot_noise(im, rng, photons=span(2, 1000, (20, 200), 1., '', 'that a white p
     light = (_arr(im)/255)**2.2
     return _img((rng.poisson(light*photons)/photons).clip(0, 1)**(1/2.2)*255)
 
-# %% ../nbs/03aa_steps.ipynb #7176dab7
 @step('noise')
 def salt_pepper(im, rng, share=span(0, .3, (.005, .03), .005, 'share', 'of the pixels')):
     "Pixels that are stuck at white or black"
@@ -322,10 +303,8 @@ def salt_pepper(im, rng, share=span(0, .3, (.005, .03), .005, 'share', 'of the p
     return Image.fromarray(a)
 
 @step('noise')
-def film_grain(im, rng,
-    strength=span(0, 1, (.1, .4), .05, 'share', 'how strong the grain is'),
-    size=span(.5, 4, (.7, 1.5), .1, 'px', 'of a grain')
-):
+def film_grain(im, rng, strength=span(0, 1, (.1, .4), .05, 'share', 'how strong the grain is'),
+    size=span(.5, 4, (.7, 1.5), .1, 'px', 'of a grain')):
     "Silver grains of a film, strongest in the greys"
     from scipy import ndimage
     a, noise = _arr(im), rng.standard_normal(im.size[::-1], dtype=np.float32)
@@ -347,7 +326,6 @@ def _drawn(im, draw):
     draw(ImageDraw.Draw(big))
     return np.asarray(big.reduce(2), dtype=np.float32)/255
 
-# %% ../nbs/03aa_steps.ipynb #37954599
 def _hair(d, rng, x, y, unit, bright):
     turn = rng.random()*6.28 + np.cumsum(rng.normal(0, .5, 7))
     way = np.cumsum(2*unit*rng.uniform(1, 3)*np.stack([np.cos(turn), np.sin(turn)], 1), 0) + [x, y]
@@ -361,18 +339,14 @@ def _specks(d, rng, im, n):
     for x,y,hair in rng.random((n, 3))*[2*im.width, 2*im.height, 1]:
         (_hair if hair < .12 else _speck)(d, rng, x, y, _unit(im), int(rng.integers(120, 256)))
 
-# %% ../nbs/03aa_steps.ipynb #5e16a2b8
 @step('old print')
-def dust(im, rng,
-    n=span(0, 400, (30, 90), 1, '', 'specks and hairs'),
-    colour=choice(['both', 'white', 'black'], 'of the dust')
-):
+def dust(im, rng, n=span(0, 400, (30, 90), 1, '', 'specks and hairs'),
+    colour=choice(['both', 'white', 'black'], 'of the dust')):
     "Specks and hairs that lay on the print, or on its negative"
     white, black = dict(both=(n-n//3, n//3), white=(n, 0), black=(0, n))[colour]
     im = _ink(im, .9*_drawn(im, lambda d: _specks(d, rng, im, white)), _paper)
     return _ink(im, .8*_drawn(im, lambda d: _specks(d, rng, im, black)), _dark)
 
-# %% ../nbs/03aa_steps.ipynb #d1633770
 def _scratch(d, rng, im, upright, k=24):
     "A line that bends a little and is pressed harder in its middle"
     w, h, unit = 2*im.width, 2*im.height, _unit(im)
@@ -386,10 +360,8 @@ def _scratch(d, rng, im, upright, k=24):
     for i in range(k-1): d.line([x[i], y[i], x[i+1], y[i+1]], fill=press[i], width=wide[i])
 
 @step('old print')
-def scratches(im, rng,
-    n=span(0, 40, (3, 9), 1, '', 'how many'),
-    direction=choice(['any', 'upright'], 'in any direction, or along the film')
-):
+def scratches(im, rng, n=span(0, 40, (3, 9), 1, '', 'how many'),
+    direction=choice(['any', 'upright'], 'in any direction, or along the film')):
     "Fine lines where something hard went over the emulsion"
     mask = _drawn(im, lambda d: [_scratch(d, rng, im, direction == 'upright') for _ in range(n)])
     return _ink(im, .85*mask, _paper)
@@ -410,7 +382,6 @@ def _near_line(shape, x0, y0, angle, reach):
     iy, ix = np.nonzero(np.abs(v) < reach)
     return iy, ix, v[iy, ix], (iy-y0)*math.cos(angle) - (ix-x0)*math.sin(angle)
 
-# %% ../nbs/03aa_steps.ipynb #5b019bb9
 def _crease(a, rng, x0, y0, angle, strength, torn, unit):
     "Fold the array `a` in place along a line: light, shadow, and paper where the emulsion broke"
     iy, ix, v, u = _near_line(a.shape[:2], x0, y0, angle, 26*unit)
@@ -426,13 +397,10 @@ def _crease(a, rng, x0, y0, angle, strength, torn, unit):
     paper = np.array(_paper, np.float32) + (5*grain + .35*light)[:,None]
     a[iy, ix] = (a[iy, ix] + light[:,None] - rim)*(1-bare) + paper*bare
 
-# %% ../nbs/03aa_steps.ipynb #7562844e
 @step('old print')
-def fold(im, rng,
-    n=span(0, 8, (1, 2), 1, '', 'how many'),
+def fold(im, rng, n=span(0, 8, (1, 2), 1, '', 'how many'),
     strength=span(0, 1, (.4, .9), .05, 'share', 'of light and shadow beside it'),
-    torn=span(0, 3, (.3, 1.2), .1, 'unit', 'how wide the emulsion broke off, in 1/256 of the shorter side')
-):
+    torn=span(0, 3, (.3, 1.2), .1, 'unit', 'how wide the emulsion broke off, in 1/256 of the shorter side')):
     "A print that was folded: light on one side, shadow on the other, broken emulsion along the crease"
     a = np.array(im, dtype=np.float32)
     for _ in range(n):
@@ -456,12 +424,9 @@ def _facets(rng, h, w, n):
     worn = np.exp(-gap**2)*(.7*_rough(rng, h, w, 9).ravel()-.1).clip(0, 1)
     return [o.reshape(h, w).astype(np.float32) for o in (14*light + 26*groove, worn)]
 
-# %% ../nbs/03aa_steps.ipynb #1c2087ba
 @step('old print')
-def crinkle(im, rng,
-    strength=span(0, 1, (.3, .8), .05, 'share', 'how deep the creases are'),
-    facets=span(4, 200, (20, 60), 1, '', 'flat pieces that the paper falls into')
-):
+def crinkle(im, rng, strength=span(0, 1, (.3, .8), .05, 'share', 'how deep the creases are'),
+    facets=span(4, 200, (20, 60), 1, '', 'flat pieces that the paper falls into')):
     "Paper that was crumpled and smoothed: flat pieces at slightly different angles, and worn ridges"
     s = min(1, 256/max(im.size))
     fields = _facets(rng, *(max(1, round(o*s)) for o in im.size[::-1]), facets)
@@ -480,10 +445,8 @@ def _dots(ink, cell, angle):
     return ((ink-grid)*cell*.8+.5).clip(0, 1)[...,None].astype(np.float32)
 
 @step('old print')
-def halftone(im, rng,
-    cell=span(2, 16, (3, 6), .5, 'px', 'distance of the dots'),
-    colour=choice(['colour', 'newspaper'], 'four inks, or black alone')
-):
+def halftone(im, rng, cell=span(2, 16, (3, 6), .5, 'px', 'distance of the dots'),
+    colour=choice(['colour', 'newspaper'], 'four inks, or black alone')):
     "Printed: tones become dots of different size"
     a, turn = _arr(im)/255, rng.uniform(-.1, .1)
     if colour == 'newspaper': return _img(255*(1-.9*np.repeat(_dots(1-_grey(a), cell, math.pi/4+turn), 3, 2)))
