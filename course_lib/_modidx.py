@@ -738,7 +738,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.lab._button': ('crappify_lab.html#_button', 'course_lib/lab.py'),
                                 'course_lib.lab._named': ('crappify_lab.html#_named', 'course_lib/lab.py'),
                                 'course_lib.lab.control': ('crappify_lab.html#control', 'course_lib/lab.py'),
-                                'course_lib.lab.crappify_lab': ('crappify_lab.html#crappify_lab', 'course_lib/lab.py'),
                                 'course_lib.lab.facts': ('crappify_lab.html#facts', 'course_lib/lab.py'),
                                 'course_lib.lab.shown_bytes': ('crappify_lab.html#shown_bytes', 'course_lib/lab.py'),
                                 'course_lib.lab.watched': ('crappify_lab.html#watched', 'course_lib/lab.py')},

@@ -8,7 +8,7 @@ __all__ = ['steps', 'filters', 'Param', 'span', 'choice', 'fn_name', 'Step', 'st
            'gaussian_blur', 'defocus', 'motion_blur', 'gaussian_noise', 'shot_noise', 'salt_pepper', 'film_grain',
            'dust', 'scratches', 'fold', 'crinkle', 'halftone']
 
-# %% ../nbs/03aa_steps.ipynb #35da35f5
+# %% ../nbs/03aa_steps.ipynb #f3ef60ff
 import io, math
 from dataclasses import dataclass, make_dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from .core import CourseError
 from .pictures import as_rgb
 
-# %% ../nbs/03aa_steps.ipynb #213845a9
+# %% ../nbs/03aa_steps.ipynb #83d0bc43
 @dataclass(frozen=True)
 class Param:
     "What a strength of a step may be: one of some `options`, or a range of numbers between `lo` and `hi`"
@@ -64,7 +64,7 @@ def choice(options, help):
     "Declares a strength that is one of some words, or on or off; the first is the usual one"
     return Param(options[0], help=help, options=tuple(options))
 
-# %% ../nbs/03aa_steps.ipynb #eb2fde12
+# %% ../nbs/03aa_steps.ipynb #6ed0548e
 steps = {} # name → what makes the step
 
 def fn_name(fn):
