@@ -74,7 +74,8 @@ def compare(ways, src, tmp, repeats):
 
 def errors(src):
     "RMS difference, of 255, between our small pictures and the plain ones: as they are, and after a JPEG of quality 40"
-    from course_lib.crappify import downscale, jpeg, open_photo
+    from course_lib.pictures import open_photo
+    from course_lib.steps import downscale, jpeg
     rng, rms, res = np.random.default_rng(0), lambda a, b: float(np.sqrt(np.mean((np.asarray(a, float)-np.asarray(b, float))**2))), []
     for f in sorted(src.glob('*'))[:200]:
         plain, small = downscale(96)(Image.open(f), rng), downscale(96)(open_photo(f, 96)[0], rng)

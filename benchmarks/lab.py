@@ -18,11 +18,12 @@ setup = '''
 import json
 from course_lib.lab import *
 from course_lib.crappify import *
+from course_lib.steps import *
 from course_lib.samples.photos import photo_sources
-panel = LabPanel(Bench([photo_sources()['astronaut'][0]]))
+panel = crappify_lab([photo_sources()['astronaut'][0]]).panel
 def ids(i):
     w = [*panel.cards[i].controls.values()][0]
-    return json.dumps(dict(slider=w.model_id, picture=panel.stage.after.model_id, value=w.value, ends=[w.min, w.max], step=w.step))
+    return json.dumps(dict(slider=w.model_id, picture=panel.view.after.model_id, value=w.value, ends=[w.min, w.max], step=w.step))
 '''
 long = 'gaussian_blur fold discolour dust scratches film_grain vignette jpeg'
 
@@ -97,7 +98,7 @@ def main(
 ):
     "Measure the panel's answer for every step"
     from course_lib.core import device_name, runs_home, versions, write_atomic
-    from course_lib.crappify import steps
+    from course_lib.steps import steps
     todo = {**{k: (k, 0) for k,v in steps.items() if v.params}, 'eight steps, the first changed': (long, 0), 'eight steps, the last changed': (long, 7)}
     with kernel() as kc:
         ask(kc, setup)

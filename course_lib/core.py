@@ -185,14 +185,14 @@ def alone(
     finally: lock.release()
 
 # %% ../nbs/00_core.ipynb #b7d2055c
-import dis, functools, pickle, sys, types
+import dis, functools, importlib, pickle, sys, types
 
 # %% ../nbs/00_core.ipynb #91e6a8d3
 def _editable(name):
     "Is a module the reader's or the course's own, and not of the standard library or an installed package?"
     top = name.partition('.')[0]
     file = getattr(sys.modules.get(top), '__file__', None) or ''
-    if top in ('course_lib', '__main__'): return True
+    if top in ('course_lib', '__main__', ''): return True
     return bool(file) and top not in sys.stdlib_module_names and not {'site-packages', 'dist-packages'} & set(Path(file).parts)
 
 def _library(o):
@@ -200,16 +200,21 @@ def _library(o):
     return f"{name}.{getattr(o, '__qualname__', '')} {getattr(sys.modules.get(name.partition('.')[0]), '__version__', '')}"
 
 # %% ../nbs/00_core.ipynb #c5f08e17
-_of_no_account = '__dict__ __weakref__ __doc__ __module__ __annotations__ __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl'.split()
+_of_no_account = '__dict__ __weakref__ __doc__ __module__ __annotations__ __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl __dataclass_fields__ __dataclass_params__ __match_args__'.split()
 _never_circular = str, bytes, int, float, complex, type(None), tuple, frozenset, types.CodeType
 _built_in = types.BuiltinFunctionType, types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType
 
+def _imported(name):
+    try: return importlib.import_module(name)
+    except Exception: return name # no module of this machine, or relative
+
 def _used(o):
-    "The globals that a function's code loads, that of functions within it too: name → value"
+    "The globals that a function's code loads, that of functions within it too, and the modules that it imports: name → value"
     codes = [o.__code__]
     for c in codes: codes += [k for k in c.co_consts if isinstance(k, types.CodeType)]
-    names = {i.argval for c in codes for i in dis.get_instructions(c) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
-    return {k: o.__globals__[k] for k in sorted(names) if k in o.__globals__}
+    done = [(i.opname, i.argval) for c in codes for i in dis.get_instructions(c)]
+    names = {v for op,v in done if op in ('LOAD_GLOBAL', 'LOAD_NAME')} & o.__globals__.keys()
+    return {**{k: o.__globals__[k] for k in sorted(names)}, **{v: _imported(v) for v in sorted({v for op,v in done if op == 'IMPORT_NAME'})}}
 
 def _parts(o):
     "What an object is made of, a list to look at further; or a text that stands for it; None where we cannot tell"

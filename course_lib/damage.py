@@ -8,7 +8,8 @@ __all__ = ['answers', 'damage_of']
 # %% ../nbs/03_crappify.ipynb #0d1b67a5
 from pathlib import Path
 import numpy as np
-from .crappify import apply, chain, downscale, file_bytes, filters, gaussian_blur, jpeg, psnr
+from .crappify import apply, chain, file_bytes, psnr
+from .steps import downscale, filters, gaussian_blur, jpeg
 from .data import get_data
 from .samples.make import known_files
 from .pictures import open_rgb

@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastai.vision.all import MSELossFlat
 from fastcore.basics import AttrDict, patch
 from .core import CourseError, default_device, runs_home, seed_everything
-from .crappify import apply, load_crappifier, open_photo, parse_steps
+from .crappify import apply, load_crappifier, parse_steps
+from .pictures import open_photo
 from .gan import critic_step, one_side, patch_critic
 from .models import channels_last, half_dtype, imagenet_weights, in_half, memory_layout, tell_memory, torchvision_encoder
 from .pairs import SquarePhoto, batch_psnr, batch_ssim, make_pairs, pair_dls, restored, unit

@@ -10,11 +10,10 @@ import base64, html, os
 from pathlib import Path
 
 import ipywidgets as widgets
-from fastcore.basics import patch
 from PIL import Image
 from .core import CourseError
-from .crappify import apply, beside, file_bytes, jpeg_bytes, parse_steps
-from .lab import Divided, Shown, _css_line, _css_stage, _unseen, watched
+from .crappify import apply, beside, file_bytes, parse_steps
+from .lab import BeforeAfter, watched
 from .pictures import open_photo, open_rgb, why_unreadable
 from .restore import box_file, load_model, restore_photo
 from .samples.photos import photo_sources
@@ -49,7 +48,7 @@ def read_photo(
 
 # %% ../nbs/05c_page_parts.ipynb #c39b6b53
 class Photo:
-    "A photograph that is to be restored: before, after, and what the browser shows of it"
+    "A photograph that is to be restored: before, after, and both small enough for the browser"
     def __init__(self,
         data,                # see `read_photo`
         model, enlarge:int=1,# see `restore_photo`
@@ -57,91 +56,56 @@ class Photo:
     ):
         self.before = read_photo(data, enlarge, most)
         self.after = restore_photo(model, self.before, enlarge=enlarge)
-
-# %% ../nbs/05c_page_parts.ipynb #502757e2
-@patch
-def shown(self:Photo, side=1024): # pixels of the longer side
-    "Both pictures, small enough for the browser"
-    small = [o.copy() for o in (self.before, self.after)]
-    for o in small: o.thumbnail((side, side))
-    return Shown(*small, jpeg_bytes(small[1], 90))
-
-# %% ../nbs/05c_page_parts.ipynb #ef074d22
-_css_page = '''.cl-page { max-width: 560px; } .cl-page .cl-said { color: var(--jp-error-color1, #b00); }
-.cl-page a { padding: 4px 10px; border-radius: 4px; background: var(--jp-brand-color1, #1976d2); color: #fff; text-decoration: none; }'''
-_link = '<a download="{}" href="data:{};base64,{}">take it home ({:,.0f} kB)</a>'
+    def shown(self, side=1024):
+        small = [o.copy() for o in (self.before, self.after)]
+        for o in small: o.thumbnail((side, side))
+        return small
 
 # %% ../nbs/05c_page_parts.ipynb #c75b8951
+_link = '<a download="{}" href="data:image/jpeg;base64,{}">take it home ({:,.0f} kB)</a>'
+
 class RestorePage:
     "Upload, compare, take home"
     def __init__(self,
         model=None # what restores; None: the model that comes with the course
     ):
         self.model = model or load_model(box_file())[0]
-        self.build()
-        self.listen()
+        self.upload = widgets.FileUpload(accept='image/*', multiple=False, description='your photograph')
+        self.sample = widgets.Dropdown(options=[*examples], description='or take')
+        self.enlarge = widgets.ToggleButtons(options=[('as it is', 1), ('twice as large', 2)], style=dict(button_width='110px'))
+        self.view, self.home = BeforeAfter(), widgets.HTML()
+        self.said = self.view.said
+        rows = [widgets.HBox([self.upload, self.sample]), self.enlarge, self.view.box, self.home]
+        self.box = widgets.VBox(rows, layout=dict(max_width='900px')).add_class('cl-page')
+        self.upload.observe(lambda e: self.uploaded(), 'value')
+        self.sample.observe(lambda e: self.take(example(e.new), e.new), 'value')
+        self.enlarge.observe(lambda e: self.refresh(), 'value')
         self.take(example(self.sample.value), self.sample.value)
-
-# %% ../nbs/05c_page_parts.ipynb #26effff2
-@patch
-def build(self:RestorePage):
-    "The widgets, and the column that they stand in"
-    self.upload = widgets.FileUpload(accept='image/*', multiple=False, description='your photograph')
-    self.sample = widgets.Dropdown(options=[*examples], description='or take')
-    self.enlarge = widgets.ToggleButtons(options=[('as it is', 1), ('twice as large', 2)], style=dict(button_width='110px'))
-    self.view, self.said, self.home = Divided(), widgets.HTML().add_class('cl-said'), widgets.HTML()
-    css = _unseen(f'<style>{_css_stage}{_css_line}{_css_page}</style>')
-    rows = [css, widgets.HBox([self.upload, self.sample]), self.enlarge, self.view.box, self.said, self.home]
-    self.box = widgets.VBox(rows).add_class('cl-page')
-
-# %% ../nbs/05c_page_parts.ipynb #e057edcf
-@patch
-def listen(self:RestorePage):
-    "What happens when somebody touches a widget"
-    self.upload.observe(lambda e: self.uploaded(), 'value')
-    self.sample.observe(lambda e: self.take(example(e.new), e.new), 'value')
-    self.enlarge.observe(lambda e: self.refresh(), 'value')
-
-@patch
-def uploaded(self:RestorePage):
-    if self.upload.value: self.take(bytes(self.upload.value[0].content), self.upload.value[0].name)
-
-# %% ../nbs/05c_page_parts.ipynb #972577b2
-@patch
-def take(self:RestorePage,
-    source, name # see `read_photo`; what it is called
-):
-    "A new photograph"
-    self.source, self.name = source, name
-    self.refresh()
-
-# %% ../nbs/05c_page_parts.ipynb #8797a62c
-@patch
-def refresh(self:RestorePage):
-    "Restore the photograph again, and show it or say why not; meanwhile nothing else can be chosen"
-    self.said.value = self.home.value = ''
-    self.upload.disabled = self.sample.disabled = True
-    try: self.photo = Photo(self.source, self.model, self.enlarge.value)
-    except CourseError as e: self.said.value = html.escape(f'{self.name}: {e}')
-    else: self.tell()
-    finally: self.upload.disabled = self.sample.disabled = False
-
-# %% ../nbs/05c_page_parts.ipynb #bc5c3d21
-@patch
-def tell(self:RestorePage):
-    "Show the photograph, and put it into a link"
-    self.view.show(self.photo.shown())
-    name = Path(self.name).stem.replace(' ', '-') + '-restored.jpg'
-    data = file_bytes(self.photo.after, name)
-    self.home.value = _link.format(html.escape(name, quote=True), 'image/jpeg', base64.b64encode(data).decode(), len(data)/1e3)
-
-# %% ../nbs/05c_page_parts.ipynb #0d05cb76
-@patch
-def _repr_mimebundle_(self:RestorePage, **kwargs):
-    if watched() or 'VOILA_REQUEST_URL' in os.environ:
-        return {**self.box._repr_mimebundle_(), 'text/plain': 'restore_page()'}
-    picture = beside([self.photo.before, self.photo.after], ['before', 'after'], 2, 3.4)
-    return {'text/plain': 'restore_page()', 'image/jpeg': base64.b64encode(picture.data).decode()}
+    def uploaded(self):
+        if self.upload.value: self.take(bytes(self.upload.value[0].content), self.upload.value[0].name)
+    def take(self,
+        source, name # see `read_photo`; what it is called
+    ):
+        "A new photograph"
+        self.source, self.name = source, name
+        self.refresh()
+    def refresh(self):
+        "Restore the photograph again, and show it or say why not; meanwhile nothing else can be chosen"
+        self.said.value = self.home.value = ''
+        self.upload.disabled = self.sample.disabled = True
+        try: self.photo = Photo(self.source, self.model, self.enlarge.value)
+        except CourseError as e: self.said.value = html.escape(f'{self.name}: {e}')
+        else:
+            name = Path(self.name).stem.replace(' ', '-') + '-restored.jpg'
+            data = file_bytes(self.photo.after, name)
+            self.view.show(*self.photo.shown())
+            self.home.value = _link.format(html.escape(name, quote=True), base64.b64encode(data).decode(), len(data)/1e3)
+        finally: self.upload.disabled = self.sample.disabled = False
+    def _repr_mimebundle_(self, **kwargs):
+        if watched() or 'VOILA_REQUEST_URL' in os.environ:
+            return {**self.box._repr_mimebundle_(), 'text/plain': 'restore_page()'}
+        picture = beside([self.photo.before, self.photo.after], ['before', 'after'], 2, 3.4)
+        return {'text/plain': 'restore_page()', 'image/jpeg': base64.b64encode(picture.data).decode()}
 
 # %% ../nbs/05c_page_parts.ipynb #5cb6ca06
 def restore_page(

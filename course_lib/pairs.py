@@ -18,7 +18,7 @@ from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MSELossFlat,
     TensorImage, aug_transforms, imagenet_stats)
 from PIL import Image
 from .core import CourseError, data_home, default_device, md_table, show_images, tell_path
-from .crappify import _legible, crappify_folder, crappy_name
+from .crappify import crappify_folder, crappy_name, legible
 from .data import TensorDL, get_data, PILPhoto
 from .models import channels_last
 from .resnet import course_learner
@@ -48,7 +48,7 @@ def make_pairs(
     path_hr, home = Path(get_data(cfg.dataset, cfg.profile)), data_home()/'cache'/f'{name}-{cfg.dataset}'
     reports = [crappify_folder(cfg.crappifier, path_hr, home/str(k), seed=cfg.seed+k, shown=False) for k in range(cfg.get('variants', 1))]
     wanted, left_out = set(known_files(path_hr.glob(cfg.files))), {path_hr/o: why for rep in reports for o,why in rep.left_out}
-    for o in sorted(wanted & left_out.keys()): print(' '.join(f'{_legible(str(o.relative_to(path_hr)))}: {left_out[o]}. Left out'.split()))
+    for o in sorted(wanted & left_out.keys()): print(' '.join(f'{legible(str(o.relative_to(path_hr)))}: {left_out[o]}. Left out'.split()))
     return path_hr, pair_files(path_hr, home/'0', cfg.files, left_out)
 
 # %% ../nbs/04a_pairs.ipynb #657ba983

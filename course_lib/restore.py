@@ -22,7 +22,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from .core import (check_folder, CourseError, default_device, device_name, MadeHere, no_room,
     seed_everything, tell_path, versions, write_atomic)
-from .crappify import Report, _files_in, _why, apply, crappy_name, file_bytes, open_photo, parse_steps, psnr
+from .crappify import Report, apply, crappy_name, file_bytes, files_in, parse_steps, psnr
+from .pictures import open_photo, why_unreadable
 from .models import channels_last, check_finite, is_oom
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .pictures import file_ids, may_write
@@ -253,7 +254,7 @@ def photo_jobs(
     "All files that are meant; raises `CourseError` for a path that does not exist"
     res = []
     for p in map(Path, paths):
-        if p.is_dir(): res += [(p/o, crappy_name(o)) for o in _files_in(os.path.realpath(p), os.path.realpath(out))]
+        if p.is_dir(): res += [(p/o, crappy_name(o)) for o in files_in(os.path.realpath(p), os.path.realpath(out))]
         elif p.exists(): res.append((p, crappy_name(p.name)))
         else: raise CourseError(f'{p}: there is no such file or folder. Expected photographs')
     return res
@@ -277,7 +278,7 @@ def _keep_or_make(src, rel, how, made, again, rep, make):
 def _one_file(model, src, name, kwargs):
     "Restore one file; gives the bytes of the result, or None, and what was unusual and what was done, or None"
     try: im, note = open_photo(src)
-    except Exception as e: return None, (_why(e), 'left out')
+    except Exception as e: return None, (why_unreadable(e), 'left out')
     try: return file_bytes(restore_photo(model, im, **kwargs), name), note
     except RuntimeError as e:
         if not is_oom(e): raise

@@ -14,7 +14,7 @@ def modules_in(lib): return {'.'.join(p.relative_to(lib).with_suffix('').parts):
 
 notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(root/'nbs').parts))
 modules = modules_in(root/'course_lib')
-order = 'core pictures samples data models resnet unet segment crappify damage lab pairs restore page gan feature_loss judge dcgan wgan wgan_experiments cyclegan_parts cyclegan style style_experiments style_files harmonize unrolled rnn pointer heads darknet phase_parts phases schedules cli'.split()
+order = 'core pictures samples data models resnet unet segment steps crappify damage lab pairs restore page gan feature_loss judge dcgan wgan wgan_experiments cyclegan_parts cyclegan style style_experiments style_files harmonize unrolled rnn pointer heads darknet phase_parts phases schedules cli'.split()
 in_every_lesson = {'answers', 'answers_full', 'train'} # what `course answers` and `course train` call in a lesson's module
 each_nb = pytest.mark.parametrize('path', notebooks, ids=lambda p: p.relative_to(root/'nbs').as_posix())
 each_module = pytest.mark.parametrize('mod', modules)

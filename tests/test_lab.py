@@ -6,8 +6,9 @@ from PIL import Image
 
 from course_lib import lab as mod
 from course_lib.core import CourseError
-from course_lib.crappify import apply, chain, downscale, greyscale, jpeg, jpeg_bytes, one_of, parse_steps, sometimes, steps, text
-from course_lib.lab import Bench, LabPanel, Part, Stages, StepFailed, crappify_lab, parts_of, watched
+from course_lib.crappify import apply, chain, one_of, parse_steps, sometimes
+from course_lib.lab import crappify_lab, shown_bytes, watched
+from course_lib.steps import downscale, greyscale, jpeg, steps, text
 
 
 def waves(w=60, h=40, k=1):
@@ -21,14 +22,14 @@ def waves(w=60, h=40, k=1):
 def photos(): return {'one': waves(), 'two': waves(30, 50, 3)}
 
 @pytest.fixture
-def panel(photos): return LabPanel(Bench(photos, chain(downscale(24), jpeg(10, 70), text()), seed=5))
+def panel(photos): return crappify_lab(photos, chain(downscale(24), jpeg(10, 70), text()), seed=5).panel
 
 def promised(panel):
     "The picture's bytes as anybody would make them from what the panel shows: code, photograph and seed"
-    im = panel.bench.opened[panel.name.value]
-    return jpeg_bytes(apply(parse_steps(panel.code.value), im, panel.seed.value), 90)
+    im = panel.lab.opened[panel.name.value]
+    return shown_bytes(im, apply(parse_steps(panel.code.value), im, panel.seed.value))
 
-def failing(panel): return panel.stage.error.layout.display != 'none'
+def failing(panel): return not panel.view.after.value
 
 
 # photographs
@@ -42,7 +43,7 @@ def test_photographs_of_all_kinds(tmp_path):
     waves(50, 20).save(tmp_path/'turned.jpg', exif=exif)
     waves(1600, 400).save(tmp_path/'large.png')
     (tmp_path/'notes.txt').write_text('no picture')
-    b, sizes = Bench(tmp_path), {}
+    b, sizes = crappify_lab(tmp_path), {}
     for b.name in b.photos: sizes[b.name] = (b.photo.mode, *b.photo.size)
     assert sizes == {'alpha': ('RGB', 50, 20), 'deep': ('RGB', 30, 20), 'turned': ('RGB', 20, 50), 'large': ('RGB', 512, 128)}
 
@@ -58,64 +59,50 @@ def test_not_a_photograph(tmp_path):
 def test_a_bad_photograph_among_good_ones(photos, tmp_path):
     "Chosen in the menu, it is told in the picture's place, and the next one is shown"
     (tmp_path/'bad.png').write_bytes(b'no picture')
-    panel = LabPanel(Bench({**photos, 'bad': tmp_path/'bad.png'}, chain(greyscale())))
+    panel = crappify_lab({**photos, 'bad': tmp_path/'bad.png'}, chain(greyscale())).panel
     panel.name.value = 'bad'
-    assert failing(panel) and 'not a picture that can be read' in panel.stage.error.value
+    assert failing(panel) and 'not a picture that can be read' in panel.view.said.value
     assert 'image/jpeg' in crappify_lab({**photos, 'bad': tmp_path/'bad.png'})._repr_mimebundle_()
     panel.name.value = 'two'
-    assert not failing(panel) and panel.stage.after.value == promised(panel)
+    assert not failing(panel) and panel.view.after.value == promised(panel)
 
 
 def test_photographs_are_left_alone(photos):
-    "A crappifier that writes into the picture it is given spoils neither the photograph nor what was kept"
+    "A crappifier that writes into the picture it is given does not spoil the photograph"
     def draws(im, rng):
         im.paste('red', (0, 0, 20, 20))
         return im
     before = photos['one'].tobytes()
-    s = Stages(photos['one'])
-    first = s([greyscale(), draws]).tobytes()
-    assert s([greyscale()]).tobytes() == apply(chain(greyscale()), photos['one']).tobytes() != first
-    s([draws])
-    assert photos['one'].tobytes() == before
+    lab = crappify_lab(photos, chain(greyscale(), draws))
+    for fn in (lab.fn, chain(draws), draws):
+        lab.fn = fn
+        assert lab.make()[1].tobytes() != before
+    assert photos['one'].tobytes() == lab.photo.tobytes() == before
 
 
 # state and pictures
 
 @pytest.mark.parametrize('code', ['chain()', 'chain(greyscale())', 'chain(downscale(24, filter="box"), sometimes(0.3, jpeg(5)), text())',
-    'chain(one_of(greyscale(), jpeg(5)), sometimes(0.2, chain(greyscale(), text())))'])
-def test_apart_and_together(code):
-    "A chain taken apart and put together is the same chain"
+    'chain(one_of(greyscale(), jpeg(5)), sometimes(0.2, chain(greyscale(), text())))', 'chain(jpeg(10, 70, written=True), text(0.1, what="word"))'])
+def test_apart_and_together(photos, code):
+    "A chain taken apart into cards and put together is the same chain; chains in it are opened"
     fn = parse_steps(code)
-    assert chain(*[o.step for o in parts_of(fn)]) == fn
-
-
-def test_only_what_follows_is_done_again(photos):
-    "Each step counts its calls"
-    calls = []
-    def counted(name):
-        def _f(im, rng): calls.append(name); return im
-        return _f
-    a, b, c, d = map(counted, 'abcd')
-    s = Stages(photos['one'])
-    for fns,expected in (([a, b, c], 'abc'), ([a, b, c], ''), ([a, b, d], 'd'), ([a, b], ''), ([a, b, c], 'c'), ([b, a, c], 'bac'), ([b], ''), ([], '')):
-        calls.clear()
-        s(fns)
-        assert ''.join(calls) == expected and s.redone == len(expected)
+    assert crappify_lab(photos, fn).panel.lab.fn == fn == crappify_lab(photos, chain(chain(*fn.children[:1]), chain(*fn.children[1:]))).panel.lab.fn
 
 
 def test_a_failing_step(photos):
-    "The error names the step and shows the line; what came before is kept; a mended chain goes on"
+    "The error names the step and shows the line; a mended chain goes on"
     def broken(im, rng): raise ZeroDivisionError('by nothing')
-    s = Stages(photos['one'])
-    with pytest.raises(StepFailed, match=r'^step 2, broken: ZeroDivisionError: by nothing\nline \d+: def broken'): s([greyscale(), broken, text()])
-    s([greyscale(), text()])
-    assert s.redone == 1
+    lab = crappify_lab(photos, chain(greyscale(), broken, text()))
+    with pytest.raises(CourseError, match=r'^step 2, broken: ZeroDivisionError: by nothing\nline \d+: def broken'): lab.make()
+    lab.fn = chain(greyscale(), text())
+    assert lab.make()[1].size == photos['one'].size
 
 
 @pytest.mark.parametrize('res,why', [(None, 'None'), (3, 'a int'), (Image.new('L', (5,5)), 'mode L')])
 def test_not_a_picture(photos, res, why):
     def gives(im, rng): return res
-    with pytest.raises(StepFailed, match=f'step 1, gives: gave back .*{why}'): Stages(photos['one'])([gives])
+    with pytest.raises(CourseError, match=f'step 1, gives: gives: gave back .*{why}'): crappify_lab(photos, chain(gives)).make()
 
 
 # the panel
@@ -142,58 +129,58 @@ def test_any_edits_keep_the_promise(panel, seed):
                                   lambda: setattr(panel.name, 'value', r.choice(['one', 'two']))]
     for _ in range(40):
         r.choice(acts)()
-        assert not failing(panel), panel.stage.error.value
-        assert panel.stage.after.value == promised(panel), panel.code.value
-        assert panel.code.value == repr(panel.bench.fn) and len(panel.rows.children) == len(panel.cards) == len(panel.bench.parts)
-        seen.add(panel.stage.after.value)
+        assert not failing(panel), panel.view.said.value
+        assert panel.view.after.value == promised(panel), panel.code.value
+        assert panel.code.value == repr(panel.lab.fn) and len(panel.rows.children) == len(panel.cards)
+        seen.add(panel.view.after.value)
     assert len(seen) > 15
 
 
 @pytest.mark.parametrize('name', list(steps))
 def test_ends_of_every_control(photos, name):
     "Every slider can go to both of its ends, every choice can be made, and what is shown is what the code says"
-    panel = LabPanel(Bench(photos, chain(steps[name]())))
+    panel = crappify_lab(photos, chain(steps[name]())).panel
     card, = panel.cards
-    assert list(card.controls) == [p.name for p in steps[name].params]
+    assert list(card.controls) == list(steps[name].params)
     for w in card.controls.values():
         one = [w.min, w.max] if hasattr(w, 'min') else list(w.options) if hasattr(w, 'options') else [True, False]
         for v in one:
             w.value = (v, v) if isinstance(w.value, tuple) else v
-            assert not failing(panel), (panel.code.value, panel.stage.error.value)
-            assert panel.stage.after.value == promised(panel)
+            assert not failing(panel), (panel.code.value, panel.view.said.value)
+            assert panel.view.after.value == promised(panel)
 
 
 def test_move_at_the_ends(panel):
     "The first step cannot go up, the last cannot go down"
-    fn = panel.bench.fn
+    fn = panel.lab.fn
     panel.cards[0].buttons[0].click()
     panel.cards[-1].buttons[1].click()
-    assert panel.bench.fn == fn
+    assert panel.lab.fn == fn
     panel.cards[0].buttons[1].click()
-    assert panel.bench.fn == chain(jpeg(10, 70), downscale(24), text())
+    assert panel.lab.fn == chain(jpeg(10, 70), downscale(24), text())
 
 
 def test_how_often(panel):
     "The slider wraps the step, never makes it never, always makes it bare"
     for p,fn in ((.5, sometimes(.5, downscale(24))), (0, sometimes(0, downscale(24))), (1, downscale(24))):
         panel.cards[0].often.value = p
-        assert panel.bench.fn.children[0] == fn and panel.stage.after.value == promised(panel)
+        assert panel.lab.fn.children[0] == fn and panel.view.after.value == promised(panel)
 
 
 def test_values_beyond_the_slider(photos):
     "A number in pixels may lie beyond the panel's reach; the slider reaches further then"
-    panel = LabPanel(Bench(photos, chain(downscale(900))))
-    assert panel.cards[0].controls['size'].max == 900 and panel.bench.fn == chain(downscale(900))
+    panel = crappify_lab(photos, chain(downscale(900))).panel
+    assert panel.cards[0].controls['size'].max == 900 and panel.lab.fn == chain(downscale(900))
 
 
 def test_new_seed_and_start_again(panel):
-    first, fn = panel.stage.after.value, panel.bench.fn
+    first, fn = panel.view.after.value, panel.lab.fn
     panel.new_seed.click()
-    assert panel.seed.value == 6 and panel.stage.after.value != first
+    assert panel.seed.value == 6 and panel.view.after.value != first
     panel.cards[0].buttons[2].click()
     panel.seed.value = 5
     panel.again.click()
-    assert (panel.bench.fn, panel.stage.after.value) == (fn, first)
+    assert (panel.lab.fn, panel.view.after.value) == (fn, first)
 
 
 def test_widgets_end(panel):
@@ -210,22 +197,21 @@ def test_widgets_end(panel):
 def test_a_function_of_ones_own(photos):
     "It has a card without sliders, moves and is removed like the others"
     def mine(im, rng): return im.rotate(90, expand=True)
-    panel = LabPanel(Bench(photos, chain(mine, one_of(greyscale(), jpeg()), text())))
-    assert [len(o.controls) for o in panel.cards] == [0, 0, 3] and panel.cards[0].title.value == 'mine'
+    panel = crappify_lab(photos, chain(mine, one_of(greyscale(), jpeg()), text())).panel
+    assert [len(o.controls) for o in panel.cards] == [0, 0, 3] and 'mine' in panel.cards[0].title.value
     panel.cards[0].buttons[1].click()
     panel.cards[1].often.value = .5
     assert panel.code.value == 'chain(one_of(greyscale(), jpeg(10, 70)), sometimes(0.5, mine), ' + repr(text()) + ')'
-    assert panel.stage.after.value == jpeg_bytes(apply(panel.bench.fn, photos['one']), 90)
+    assert panel.view.after.value == shown_bytes(photos['one'], apply(panel.lab.fn, photos['one']))
 
 
 def test_errors_in_the_pictures_place(photos):
-    "Also at the very beginning, with the photograph's shape, escaped; gone when the step is removed"
+    "Also at the very beginning, escaped; gone when the step is removed"
     def broken(im, rng): raise ValueError('1 < 2')
-    panel = LabPanel(Bench(photos, chain(greyscale(), broken)))
-    assert failing(panel) and 'step 2, broken: ValueError: 1 &lt; 2' in panel.stage.error.value
-    assert 'aspect-ratio: 60 / 40' in panel.stage.css.value
+    panel = crappify_lab(photos, chain(greyscale(), broken)).panel
+    assert failing(panel) and 'step 2, broken: ValueError: 1 &lt; 2' in panel.view.said.value
     panel.cards[1].buttons[2].click()
-    assert not failing(panel) and panel.stage.after.value == promised(panel)
+    assert not failing(panel) and panel.view.after.value == promised(panel)
 
 
 def test_code_is_read(panel):
@@ -233,17 +219,17 @@ def test_code_is_read(panel):
     for s in ('chain(downscale(20, filter="box"), sometimes(0.25, greyscale()))', 'downscale(20, filter="box") sometimes(.25, greyscale)'):
         panel.again.click()
         panel.code.value = s
-        assert panel.bench.fn == chain(downscale(20, filter='box'), sometimes(.25, greyscale()))
-        assert panel.code.value == repr(panel.bench.fn) and panel.stage.after.value == promised(panel)
+        assert panel.lab.fn == chain(downscale(20, filter='box'), sometimes(.25, greyscale()))
+        assert panel.code.value == repr(panel.lab.fn) and panel.view.after.value == promised(panel)
 
 
 @pytest.mark.parametrize('s', ['chain(downscail(20))', 'chain(', 'jpeg(900)', '<b>', '__import__("os").system("touch broken-in")'])
 def test_code_that_is_wrong(panel, tmp_path, s):
     "Told in one line below the field; nothing else changes, and nothing is run"
-    fn, shown = panel.bench.fn, panel.stage.after.value
+    fn, shown = panel.lab.fn, panel.view.after.value
     panel.code.value = s
     assert panel.said.value and '<b>' not in panel.said.value and '\n' not in panel.said.value
-    assert (panel.bench.fn, panel.stage.after.value, panel.code.value) == (fn, shown, s)
+    assert (panel.lab.fn, panel.view.after.value, panel.code.value) == (fn, shown, s)
     assert not (tmp_path/'broken-in').exists()
     panel.new_seed.click()
     assert panel.code.value == repr(fn) and not panel.said.value
@@ -255,7 +241,7 @@ def test_copy_sends_the_code(panel):
     panel.copy.click()
     js = panel.clip.outputs[0]['data']['application/javascript']
     start = js.index('(')+1
-    assert json.JSONDecoder().raw_decode(js[start:])[0] == panel.code.value == repr(panel.bench.fn)
+    assert json.JSONDecoder().raw_decode(js[start:])[0] == panel.code.value == repr(panel.lab.fn)
     assert f'seed={panel.seed.value}' in panel.said.value
 
 
@@ -293,9 +279,6 @@ def test_bundle_of_a_failing_chain(photos):
 
 
 def test_default_is_the_lectures(photos): assert crappify_lab(photos).fn == chain(downscale(96), jpeg(10, 70, written=True))
-
-
-def test_part_keeps_the_rest(): assert Part(downscale(24, filter='box'), .5).with_arg('size', (8, 9)) == Part(downscale(8, 9, filter='box'), .5)
 
 
 cells = '''from PIL import Image

@@ -19,7 +19,7 @@ def driver(request, tmp_path_factory):
     lab = request.param == 'jupyterlab'
     with jupyterlab(home, home/'nb') if lab else serving(home, 'voila', home/'nb'/'page.ipynb', '--no-browser', '--Voila.ip=127.0.0.1') as address:
         with browsing(profile) as d:
-            if lab: open_and_run(d, address, 'page.ipynb', '.cl-page .cl-stage img')
+            if lab: open_and_run(d, address, 'page.ipynb', '.cl-page img.cl-after')
             else: d.get(address)
             until(d, lambda: d.find_elements('css selector', '.cl-page a'), 60, 'no page')
             yield d
@@ -68,14 +68,14 @@ def test_example(page):
 
 
 def test_upload_and_enlarge(page, tmp_path):
-    "A photograph from the disk, as large as it is and twice as large; what the stage shows has its shape"
+    "A photograph from the disk, as large as it is and twice as large; what is shown has its shape"
     example([*examples][1]).crop((0, 0, 120, 80)).save(tmp_path/'my cup.png')
     page.upload(tmp_path/'my cup.png')
     page.until(lambda: page.link[0] == 'my-cup-restored.jpg', 'the upload')
     assert Image.open(io.BytesIO(page.link[1])).size == (120, 80)
     page.press('twice as large')
     page.until(lambda: page.link[1] and Image.open(io.BytesIO(page.link[1])).size == (240, 160), 'twice as large')
-    shape = page.one('.cl-stage img').rect
+    shape = page.one('img.cl-after').rect
     assert abs(shape['width']/shape['height'] - 1.5) < .02 and shape['width'] >= 240
 
 

@@ -115,14 +115,14 @@ def everybody(f, size):
     from course_lib.crappify import _photos
     from course_lib.cyclegan import _heap
     from course_lib.data import PILPhoto
-    from course_lib.lab import Bench
+    from course_lib.lab import crappify_lab
     from course_lib.page import read_photo
     from course_lib.pairs import SquarePhoto
     from course_lib.style import open_picture
     from course_lib.wgan import open_square
     def same(im, rng): return im
     square = f.parent.parent/'trainA'; square.mkdir(); (square/f.name).write_bytes(f.read_bytes())
-    bench = Bench(f.parent)
+    lab = crappify_lab(f.parent)
     yield 'open_rgb', open_rgb(f)
     yield 'PILPhoto', PILPhoto.create(f)
     yield 'SquarePhoto', SquarePhoto.create(f)
@@ -130,7 +130,7 @@ def everybody(f, size):
     yield 'open_picture', open_picture(f)
     yield 'page', read_photo(f.read_bytes())
     yield 'page, a picture', read_photo(Image.open(f))
-    yield 'panel', bench.photo
+    yield 'panel', lab.photo
     yield 'preview, before', _photos(f)[0]
     yield 'preview, a picture', _photos(Image.open(f))[0]
     yield 'preview, after', apply(same, Image.open(f))

@@ -1,5 +1,6 @@
 "Decoded pictures are never out of date, and batches taken from them are fastai's own"
 import os, subprocess, sys
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 import pytest, torch
@@ -173,6 +174,17 @@ def test_openers_of_the_lessons_have_one_key_in_every_process(python):
             "print([code_key(o) for o in (pairs.SquarePhoto.create, wgan.open_square, PILMask.create, PILImage.create, partial(PILImage.create, mode='L'), pairs.InputUnet)])")
     one, two = (python(code, PYTHONHASHSEED=o).stdout.splitlines()[-1] for o in '12')
     assert one == two and len(set(eval(one))) == 6
+
+
+@dataclass(frozen=True)
+class Blur:
+    sigma:float = 2
+
+def test_dataclasses_can_be_looked_into():
+    "What a decorator has made of a class is no reason for a new key; its values and its methods are"
+    assert code_key(lambda f: Blur(2)) == code_key(lambda f: Blur(2)) and code_key(Blur()) == code_key(Blur(2)) != code_key(Blur(3))
+    one, two = (dataclass(type('Noise', (), {'__annotations__': {'n': int}, 'n': k, '__module__': __name__})) for k in (1, 2))
+    assert code_key(one) == code_key(one) != code_key(two)
 
 
 def test_what_cannot_be_looked_into_is_always_new():

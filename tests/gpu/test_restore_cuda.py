@@ -4,7 +4,7 @@ if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', 
 
 import numpy as np, torch.nn.functional as F
 from course_lib.core import lesson_settings
-from course_lib.crappify import open_photo
+from course_lib.pictures import open_photo
 from course_lib.feature_loss import FeatureLoss, make_loss
 from course_lib.models import half_dtype
 from course_lib.restore import box_file, load_model, restore_photo
