@@ -28,7 +28,7 @@ def _named(photos):
     names = [f'photograph {i+1}' if isinstance(o, Image.Image) else Path(o).stem for i,o in enumerate(photos)]
     return {n if names.count(n) == 1 else f'{n} ({i+1})': o for i,(n,o) in enumerate(zip(names, photos))}
 
-# %% ../nbs/03b_crappify_lab.ipynb #6830c575
+# %% ../nbs/03b_crappify_lab.ipynb #7431f68b
 def facts(before, after):
     "Size, bytes as a file and PSNR of a damaged picture, in one line"
     kb, db = len(file_bytes(after, 'photo.jpg'))/1000, psnr(after, before)
@@ -106,11 +106,8 @@ class CrappifyLab:
 
 crappify_lab = CrappifyLab
 
-# %% ../nbs/03b_crappify_lab.ipynb #36b8b15f
-def control(
-    name, # of a strength
-    p, value # its `Param`, its value
-) -> widgets.Widget:
+# %% ../nbs/03b_crappify_lab.ipynb #8522adeb
+def control(name, p, value) -> widgets.Widget: # of a strength: its name, its `Param`, its value
     "The widget that changes a strength of a step"
     look = dict(description=f'{name} {p.unit}'.strip(), description_tooltip=p.help, layout=dict(width='98%'), style=dict(description_width='110px'))
     if p.options == (False, True): return widgets.Checkbox(value=value, **look)
