@@ -109,7 +109,7 @@ crappify_lab = CrappifyLab
 # %% ../nbs/03b_crappify_lab.ipynb #8522adeb
 def control(name, p, value) -> widgets.Widget: # of a strength: its name, its `Param`, its value
     "The widget that changes a strength of a step"
-    look = dict(description=f'{name} {p.unit}'.strip(), description_tooltip=p.help, layout=dict(width='98%'), style=dict(description_width='110px'))
+    look = dict(description=f'{name} {p.unit}'.strip(), tooltip=p.help, layout=dict(width='98%'), style=dict(description_width='110px'))
     if p.options == (False, True): return widgets.Checkbox(value=value, **look)
     if p.options: return widgets.Dropdown(options=p.options, value=value, **look)
     ends = dict(min=min(p.lo, value[0]), max=max(p.hi, value[1]), step=p.step)
