@@ -222,7 +222,9 @@ def parse_steps(
     commas = re.sub(r'(?<=[\w)])\s(?=\s*[A-Za-z_])', ',', s.replace(';', ','))
     try: body = ast.parse('[' + re.sub(r'\s', ' ', commas) + ']', mode='eval').body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise CourseError(f"steps, character {max(1, (getattr(e, 'offset', 0) or 2)-1)}: {s[:60]!r} is not understood ({getattr(e, 'msg', e)}). {_like}") from None
+        at, why = (getattr(e, 'offset', 0) or 2)-1, getattr(e, 'msg', e)
+        if at > len(s): why = 'a bracket was never closed' # it met our own
+        raise CourseError(f'steps, character {max(1, at)}: {s[:60]!r} is not understood ({why}). {_like}') from None
     if not isinstance(body, ast.List): raise CourseError(f'steps: {s[:60]!r} is no list of steps. {_like}')
     res = [*map(_to_step, body.elts)]
     return res[0] if len(res) == 1 and isinstance(res[0], chain) else chain(*res)

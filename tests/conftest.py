@@ -59,4 +59,5 @@ def clone(tmp_path, monkeypatch):
     for o in ('nbs', 'data', 'results'): (new/o).mkdir(parents=True)
     for o in ('settings.ini', 'data/datasets.toml', 'data/lessons.toml'): shutil.copy(root/o, new/o)
     for o in (core, cli): monkeypatch.setattr(o, 'clone_root', lambda: new)
+    monkeypatch.setattr(core, '_started', {}) # no lesson has begun
     return new

@@ -337,12 +337,19 @@ def test_run_without_room(nbs, tmp_path, monkeypatch, capsys):
     assert 'the disk is full. Make room there, or choose another place with --out or COURSE_RUNS' in out and '01_any  ok' in out[out.index('lesson '):]
 
 
-@pytest.mark.parametrize('args, said', [(('restore', 'photos', '--out', 'file/out'), '--out'), (('data', 'human_numbers'), 'COURSE_DATA'), (('run', '01', '--out', 'file/x'), '--out')])
+@pytest.mark.parametrize('args, said', [(('restore', 'photos', '--out', 'file/out'), '--out'), (('run', '01', '--out', 'file/x'), '--out')])
 def test_no_place_to_write(course, photos, one_line, tmp_path, args, said):
     "One line that names what to change"
     (tmp_path/'file').write_text('')
     line = one_line(course(*args, COURSE_DATA=str(tmp_path/'file'/'data')))
     assert 'cannot be written to' in line and said in line
+
+
+def test_no_place_for_data(course, tmp_path):
+    "A line a dataset, and the shell hears of it"
+    (tmp_path/'file').write_text('')
+    res = course('data', 'human_numbers', 'mnist', COURSE_DATA=str(tmp_path/'file'/'data'))
+    assert res.returncode == 2 and res.stdout.count('or set COURSE_DATA to another folder') == 2 and 'Traceback' not in res.stderr
 
 
 def test_reader_leaves():
