@@ -62,7 +62,9 @@ def main(
 ):
     "Measure `course run`"
     from course_lib.cli import find_notebook, lesson_notebooks, side_by_side
-    from course_lib.core import clone_root, device_name, runs_home, versions, write_atomic
+    from course_lib.core import clone_root, device_name, runs_home
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     todo = [find_notebook(o) for o in lessons.split()] or lesson_notebooks()
     jobs, threads = side_by_side(len(todo), 'sample', jobs)
     res = dict(profile='sample', cores=os.cpu_count(), jobs=jobs, threads=threads, device=device_name(), versions=versions())

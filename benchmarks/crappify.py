@@ -110,7 +110,9 @@ def main(
     n_large:int=48   # photographs of 4000×3000
 ):
     "Compare the lecture's crappifier, run with `parallel`, with `crappify_folder`"
-    from course_lib.core import device_name, runs_home, versions, write_atomic
+    from course_lib.core import device_name, runs_home
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     from course_lib.crappify import old_family
     tmp = Path(tempfile.mkdtemp(dir=where))
     try:

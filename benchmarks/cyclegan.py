@@ -50,7 +50,7 @@ class Plain:
 
 def plain_copy(net):
     "The same network with PyTorch's own instance norm and plain convolutions, its memory as PyTorch lays it out"
-    from course_lib.cyclegan_parts import InstanceNorm
+    from course_lib.checkpoints import InstanceNorm
     net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     for m in list(net.modules()):
         for k,o in list(m.named_children()):
@@ -129,7 +129,10 @@ def main(
     keep:bool=False # write to results/benchmarks
 ):
     "Compare the plain loop with `CycleGAN.step`"
-    from course_lib.core import clone_root, default_device, device_name, lesson_settings, runs_home, seed_everything, versions, write_atomic
+    from course_lib.core import (clone_root, default_device, device_name, lesson_settings, runs_home,
+        seed_everything)
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     from course_lib.cyclegan import CycleGAN
     dev = default_device()
     sz = sz or (256 if dev.type == 'cuda' else 128)

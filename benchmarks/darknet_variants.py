@@ -51,7 +51,9 @@ def main(
 ):
     "Time the forms of the block side by side"
     from torch.utils.flop_counter import FlopCounterMode
-    from course_lib.core import clone_root, device_name, lesson_settings, runs_home, versions, write_atomic
+    from course_lib.core import clone_root, device_name, lesson_settings, runs_home
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     from course_lib.darknet import kept_bytes, variants
     from course_lib.resnet import n_params
     cfg = lesson_settings('10', profile)

@@ -63,7 +63,9 @@ def main(
 ):
     "Measure both losses in turn"
     import torch
-    from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything, versions, write_atomic
+    from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     from course_lib.feature_loss import FeatureLoss, Judge
     from course_lib.unet import Hooks, before_it_shrinks, layer_shapes
     torch.set_num_threads(threads)

@@ -49,7 +49,8 @@ def device(job):
     "Name, memory, types, and the speed of one large product"
     code = '''
 import json, time, torch
-from course_lib.core import default_device, device_name, versions
+from course_lib.core import default_device, device_name
+from course_lib.results import versions
 dev = default_device()
 n = 4096 if dev.type == 'cuda' else 256
 sync = torch.cuda.synchronize if dev.type == 'cuda' else lambda: None

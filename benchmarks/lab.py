@@ -16,7 +16,7 @@ from fastcore.script import call_parse
 
 setup = '''
 import json
-from course_lib.lab import *
+from course_lib.apps.lab import *
 from course_lib.crappify import *
 from course_lib.steps import *
 from course_lib.samples.photos import photo_sources
@@ -97,7 +97,9 @@ def main(
     repeats:int=25 # how often each slider is moved
 ):
     "Measure the panel's answer for every step"
-    from course_lib.core import device_name, runs_home, versions, write_atomic
+    from course_lib.core import device_name, runs_home
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     from course_lib.steps import steps
     todo = {**{k: (k, 0) for k,v in steps.items() if v.params}, 'eight steps, the first changed': (long, 0), 'eight steps, the last changed': (long, 7)}
     with kernel() as kc:

@@ -51,7 +51,9 @@ def main(
     repeats:int=3       # how often each measurement is taken
 ):
     "Compare the stock pipeline with the tensor cache"
-    from course_lib.core import device_name, lesson_settings, runs_home, versions, write_atomic
+    from course_lib.core import device_name, lesson_settings, runs_home
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     from course_lib.data import get_data
     from course_lib.resnet import resnet_ish, simple_cnn
     cfg = lesson_settings('01', profile)

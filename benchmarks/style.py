@@ -92,7 +92,9 @@ def main(
 ):
     "Compare our style transfer with a plain one"
     import torch
-    from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything, versions, write_atomic
+    from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything
+    from course_lib.results import versions
+    from course_lib.files import write_atomic
     from course_lib.data import get_data
     from course_lib.models import half_dtype
     from course_lib.style import Canvas, block_ends, open_picture, optimise, picture_batch, soft_noise, transfer_loss

@@ -15,7 +15,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import master_bar, progress_bar
 from .core import CourseError, default_device, runs_home, seed_everything
-from .cyclegan_parts import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure,
+from .checkpoints import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure,
     save_checkpoint, save_strips, share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache, known_images
 from .models import check_finite, half_dtype, memory_layout

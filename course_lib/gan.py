@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock
 from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
-from .core import CourseError, default_device, MadeHere, runs_home, seed_everything
+from .core import CourseError, default_device, runs_home, seed_everything
+from .files import MadeHere
 from .data import TensorDL
 from .models import channels_last, check_finite, imagenet_weights, torchvision_encoder
 from .pairs import (SquarePhoto, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator,

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from fastcore.basics import AttrDict
 from fastai.vision.all import Callback, Optimizer
 from fastai.optimizer import average_grad, average_sqr_grad, step_stat
-from .core import colors
+from .show import colors
 
 # %% ../nbs/11b_phase_parts.ipynb #336e1423
 def opt_name(

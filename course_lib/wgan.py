@@ -15,10 +15,11 @@ import numpy as np, torch
 from fastai.vision.all import progress_bar
 from fastcore.basics import patch
 from PIL import Image
-from .core import atomic_path, CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, default_device, runs_home, seed_everything
+from .files import atomic_path
 from .data import get_data, image_cache
 from .dcgan import DCGAN_D, DCGAN_G
-from .judge import to_bytes, to_unit
+from .kid import to_bytes, to_unit
 from .models import check_finite, memory_layout
 from .pictures import open_rgb
 

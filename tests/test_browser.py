@@ -6,12 +6,12 @@ from browser import browsing, jupyterlab, open_and_run, run, until, write_notebo
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.support.ui import Select
 from course_lib.crappify import apply, chain, parse_steps
-from course_lib.lab import crappify_lab, shown_bytes
+from course_lib.apps.lab import crappify_lab, shown_bytes
 from course_lib.samples.photos import photo_sources
 from course_lib.steps import downscale, jpeg, text
 
 start = chain(downscale(200), jpeg(10, 70), text())
-cells = ['from course_lib.lab import *\nfrom course_lib.crappify import *\nfrom course_lib.steps import *',
+cells = ['from course_lib.apps.lab import *\nfrom course_lib.crappify import *\nfrom course_lib.steps import *',
          f'lab = crappify_lab({{k: photo_sources()[k][0] for k in ("cat", "coffee")}}, {start!r}, seed=1)\nlab']
 cells[0] += '\nfrom course_lib.samples.photos import photo_sources'
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import patience
 from course_lib import cli
-from course_lib.core import CourseError, load_answers
+from course_lib.core import CourseError
+from course_lib.results import load_answers
 
 LESSONS = [f'{i:02d}' for i in range(1, 12)]
 
@@ -400,21 +401,44 @@ def test_data_that_is_unknown(capsys):
     lambda: cli.answers('01', profile='ful', only_list=True), lambda: cli.train('01', profile='ful')], ids=['data', 'data mnist', 'answers', 'train'])
 def test_unknown_profile(call, monkeypatch):
     "Refused wherever it is given, with the two that exist"
-    monkeypatch.setattr(cli, 'lesson_module', lambda *args: SimpleNamespace(answers={}, train=print))
+    monkeypatch.setattr(cli, 'lesson_module', lambda *args: SimpleNamespace(train=print))
     with pytest.raises(CourseError, match="'ful'.*sample.*full"): call()
 
 
-def test_answers(clone, monkeypatch, capsys):
-    "Experiments run once a seed, are kept, and are not run again unless they are named"
-    ran = []
-    def fn(cfg, seed): ran.append(seed); return dict(accuracy=seed/10)
-    monkeypatch.setattr(cli, 'lesson_module', lambda *args: SimpleNamespace(answers={'one': fn}))
+@pytest.fixture
+def asked(clone):
+    "A clone with two experiments in its notebook of answers; gives what ran"
+    (clone/'nbs'/'answers').mkdir()
+    write_nb(clone/'nbs'/'answers'/'01_mnist_resnet.ipynb', """
+import random
+from course_lib.results import Answers
+ask, ran = Answers('01', epochs=1), []""", """
+@ask('one', lr=.2)
+def one(cfg, seed): return dict(accuracy=seed/10, lr=cfg.lr, epochs=cfg.epochs, drawn=random.random())
+@ask('real', full=True)
+def real(cfg, seed): return dict(accuracy=1)""", "ask.run()")
+    return clone
+
+
+def test_answers(asked, capsys):
+    "Experiments run once a seed, with their own settings, are kept, and are not run again unless they are named; one that needs the full data waits for it"
     for _ in range(2): cli.answers('01', profile='sample', seeds=2)
-    assert ran == [1, 2]
-    assert load_answers('01')['one']['rows'] == [{'accuracy': .1}, {'accuracy': .2}] and load_answers('01')['one']['n'] == 1797
+    assert [o.split(':')[0] for o in capsys.readouterr().out.splitlines()] == ['one, seed 1', 'one, seed 2']
+    got = load_answers('01')
+    assert set(got) == {'one'} and got['one']['n'] == 1797 and got['one']['kind'] == 'sample'
+    assert [(o['accuracy'], o['lr'], o['epochs']) for o in got['one']['rows']] == [(.1, .2, 3), (.2, .2, 3)]
     cli.answers('01', 'one', profile='sample', seeds=1)
-    assert ran == [1, 2, 1]
+    assert load_answers('01')['one']['rows'] == got['one']['rows'][:1] # seeded by itself
+    cli.answers('01', profile='full', only_list=True)
+    assert capsys.readouterr().out.splitlines()[1:] == ['one', 'real']
     with pytest.raises(CourseError, match='two.*one'): cli.answers('01', 'two', profile='sample')
+    with pytest.raises(CourseError, match='real.*one'): cli.answers('01', 'real', profile='sample')
+
+
+def test_answers_as_a_notebook(asked, capsys):
+    "Every experiment once, at its smallest, and nothing is kept"
+    cli.run_cells(asked/'nbs'/'answers'/'01_mnist_resnet.ipynb')
+    assert 'one, seed 1: accuracy 0.1000, lr 0.2000, epochs 1.0000' in capsys.readouterr().out and not load_answers('01')
 
 
 def test_train_calls_the_module(monkeypatch):

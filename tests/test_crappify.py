@@ -6,7 +6,8 @@ from PIL import Image, ImageFilter, ImageOps
 from conftest import patience
 from course_lib import crappify as C
 from course_lib import steps as S
-from course_lib.core import CourseError, code_key, lesson_settings
+from course_lib.core import CourseError, lesson_settings
+from course_lib.files import code_key
 from course_lib.crappify import (Crappify, apply, chain, crappifiers_home, crappify_folder, crappy_block, crappy_name, explain, lecture,
     load_crappifier, old_family, one_of, parse_steps, preview, psnr, rng_for, smallest_read, sometimes)
 from course_lib.pictures import as_rgb, open_photo

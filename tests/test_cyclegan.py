@@ -4,11 +4,12 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from conftest import patience
 
-from course_lib import cyclegan, cyclegan_parts
+from course_lib import cyclegan
+from course_lib import checkpoints as cyclegan_parts
 from course_lib.core import CourseError, lesson_settings
 from course_lib.cyclegan import (CycleGAN, ImagePool, NLayerDiscriminator, ResnetGenerator, UnalignedDataset, choosing_split,
     fit_cycle, fixed_pairs, gan_loss, lr_factor, strips)
-from course_lib.cyclegan_parts import InstanceNorm, UnetGenerator, load_checkpoint, measure, psnr_each, save_checkpoint, truth
+from course_lib.checkpoints import InstanceNorm, UnetGenerator, load_checkpoint, measure, psnr_each, save_checkpoint, truth
 from course_lib.samples.horses import horse_pair, make_horses
 from course_lib.models import half_dtype
 
@@ -336,7 +337,7 @@ def test_two_processes_have_one_gradient(path, tmp_path):
 
 def test_gradients_with_sixteen_bits():
     "The losses are the same, the gradients point the same way, and who asks for 32 bits gets them"
-    from course_lib.cyclegan_parts import Conv2d, half_gradients
+    from course_lib.checkpoints import Conv2d, half_gradients
     cfg = lesson_settings('07', 'sample', sz=32, ngf=8, ndf=8, blocks=1)
     gan, (a, b) = CycleGAN(cfg), torch.rand(2, 1, 3, 32, 32)*2-1
     assert not any(m.half for m in gan.modules() if isinstance(m, Conv2d)) # the sample's numbers are the same on any CPU

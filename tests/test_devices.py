@@ -10,8 +10,10 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import (core, cyclegan, cyclegan_parts, darknet, data, dcgan, feature_loss, gan, harmonize, heads, judge, models, pairs, phase_parts,
-    phases, pointer, resnet, restore, rnn, schedules, segment, style, style_experiments, style_files, unet, wgan, wgan_experiments)
+from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, segment, show, style, style_experiments, unet, wgan, wgan_experiments
+from course_lib import checkpoints as cyclegan_parts
+from course_lib import kid as judge
+from course_lib.apps import style_files
 from course_lib.core import lesson_settings, lessons
 from course_lib.unet import small_encoder
 
@@ -235,17 +237,17 @@ def phased(ps, **kwargs):
     return list(learn.model.parameters())
 
 figures = {
-    'core.to_array': lambda: [core.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
-    'core.show_images': lambda: core.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
+    'show.to_array': lambda: [show.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
+    'show.show_images': lambda: show.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
     'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None, 'pairs.to_pil': lambda: pairs.to_pil(pics(3,8,8)) and None,
-    'segment.paint': lambda: core.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
-    'segment.three': lambda: core.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
-    'cyclegan.strips': lambda: core.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
+    'segment.paint': lambda: show.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
+    'segment.three': lambda: show.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
+    'cyclegan.strips': lambda: show.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
     'cyclegan_parts.save_strips': lambda: cyclegan_parts.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
-    'judge.gallery': lambda: core.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
+    'judge.gallery': lambda: show.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
     'style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
     'phase_parts.draw_schedule': lambda: len(schedule_of_a_fit()) and None,
-    'wgan.noise_walk': lambda: core.show_images(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
+    'wgan.noise_walk': lambda: show.show_images(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
     'restore.weights_digest': lambda: restore.weights_digest(dict(a=pics(3))) and None,
 }
 

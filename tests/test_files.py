@@ -4,8 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import pytest
 from conftest import patience
-from course_lib.core import (CourseError, MadeHere, alone, answers_files, atomic_path, check_folder, expected_minutes, lesson_settings, load_answers,
-    load_results, record, runs_home, save_answer, tell_path, write_atomic)
+from course_lib.core import CourseError, lesson_settings, runs_home, tell_path
+from course_lib.files import MadeHere, alone, atomic_path, check_folder, write_atomic
+from course_lib.results import (answers_files, expected_minutes, load_answers, load_results, record,
+    save_answer)
 
 
 def names(d): return sorted(o.name for o in d.iterdir())
@@ -47,7 +49,7 @@ def test_on_the_disk_before_it_is_there(tmp_path, monkeypatch):
 def test_strips_beside_a_picture_of_mine(tmp_path):
     "Lesson 07's strips take no name beside their own"
     import torch
-    from course_lib.cyclegan_parts import save_strips
+    from course_lib.checkpoints import save_strips
     (tmp_path/'001.new.png').write_text('mine')
     save_strips([torch.zeros(3, 4, 4)]*6, tmp_path/'001.png')
     assert names(tmp_path) == ['001.new.png', '001.png'] and (tmp_path/'001.new.png').read_text() == 'mine'

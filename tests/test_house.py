@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np, pytest
 
 from course_lib.cli import readme_with
-from course_lib.core import lesson_settings, lessons, run_kind
+from course_lib.core import lesson_settings, lessons
+from course_lib.results import run_kind
 from course_lib.data import registry
 
 root = Path(__file__).resolve().parent.parent
@@ -14,8 +15,7 @@ def modules_in(lib): return {'.'.join(p.relative_to(lib).with_suffix('').parts):
 
 notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(root/'nbs').parts))
 modules = modules_in(root/'course_lib')
-order = 'core pictures samples data models resnet unet segment steps crappify damage lab pairs restore page gan feature_loss judge dcgan wgan wgan_experiments cyclegan_parts cyclegan style style_experiments style_files harmonize unrolled rnn pointer heads darknet phase_parts phases schedules cli'.split()
-in_every_lesson = {'answers', 'answers_full', 'train'} # what `course answers` and `course train` call in a lesson's module
+in_every_lesson = {'train'} # what `course train` calls in a lesson's module
 each_nb = pytest.mark.parametrize('path', notebooks, ids=lambda p: p.relative_to(root/'nbs').as_posix())
 each_module = pytest.mark.parametrize('mod', modules)
 each_lesson = pytest.mark.parametrize('lesson', lessons())
@@ -74,12 +74,42 @@ def imported(mod):
         yield from (k for k in (n.removeprefix('course_lib.') for n in names if n.startswith('course_lib.')) if k in modules)
 
 
+def exported_as(path):
+    "The module that a notebook exports; None where it exports none"
+    found = [o.split()[-1] for c in code_cells(read(path)) for o in ''.join(c['source']).splitlines() if o.startswith('#| default_exp ')]
+    return found[0] if found else None
+
+
+home_of = {exported_as(p): p for p in notebooks if exported_as(p)}
+def kind_of(mod): return home_of[mod].parent.name # nbs (a numbered notebook), lib, samples, apps or answers
+
+
 @each_module
 def test_arrows_go_down(mod):
-    "A module imports only those above it; a folder's modules stand where the folder does"
-    place = lambda o: order.index(o.split('.')[0])
-    wrong = [o for o in imported(mod) if place(o) > place(mod) or (place(o) == place(mod) and '.' not in mod)]
-    assert not wrong, f'{mod} imports {wrong}'
+    "A numbered notebook imports lower numbers, lib and samples; lib imports no lesson, the command line excepted; nothing else imports apps, and nothing imports answers"
+    allowed = dict(nbs=('nbs', 'lib', 'samples'), lib=('lib', 'samples'), samples=('lib', 'samples'), apps=('nbs', 'lib', 'samples', 'apps'))
+    kind = kind_of(mod)
+    wrong = [o for o in imported(mod) if kind_of(o) not in allowed[kind] or (kind == kind_of(o) == 'nbs' and home_of[o].name >= home_of[mod].name)]
+    assert mod == 'cli' or not wrong, f'{home_of[mod].name} imports {wrong}'
+
+
+def test_numbers():
+    "A lesson a number from 01 on, without a gap; a continuation is a b after its lesson"
+    numbered = [p.stem for p in notebooks if p.parent.name == 'nbs']
+    lessons_ = [o for o in numbered if re.match(r'\d\d_', o)]
+    assert [o for o in lessons_ if not o.startswith('00')] == [*lessons()] and [o[:2] for o in lessons()] == [f'{i+1:02}' for i in range(len(lessons()))]
+    others = [o for o in numbered if o not in lessons_]
+    assert all(re.match(r'\d\db_', o) for o in others) and len({o[:2] for o in others}) == len(others) and {o[:2] for o in others} <= {o[:2] for o in lessons_}
+
+
+def test_answers_are_not_exported():
+    assert not [p for p in notebooks if p.parent.name == 'answers' and (exported_as(p) or p.stem not in lessons())]
+
+
+def test_budget():
+    "The package can be read in an evening"
+    lines = {k: len(p.read_text().splitlines()) for k,p in modules.items()}
+    assert not {k: v for k,v in lines.items() if v > 450} and sum(lines.values()) <= 7000, sum(lines.values())
 
 
 def test_no_circle(): assert len([*TopologicalSorter({o: set(imported(o)) for o in modules}).static_order()]) == len(modules)
@@ -87,11 +117,11 @@ def test_no_circle(): assert len([*TopologicalSorter({o: set(imported(o)) for o 
 
 def test_arrows_are_seen():
     "The test above sees both ways of writing an import"
-    assert {'core', 'data'} <= set(imported('cli')) and {'core', 'samples.make'} <= set(imported('data'))
+    assert {'core', 'results'} <= set(imported('cli')) and {'core', 'samples.make'} <= set(imported('data'))
     assert {'core', 'samples.kit', 'samples.town'} <= set(imported('samples.streets'))
 
 
-@pytest.mark.parametrize('mod', [o for o in modules if '.' in o])
+@each_module
 def test_methods_in_their_class_and_nothing_private(mod):
     "No private name of another module, and `patch` for the classes of others only"
     tree = ast.parse(modules[mod].read_text())
@@ -148,6 +178,18 @@ def test_small(path):
 def test_small_together():
     "All notebooks together are at most 12 MB"
     assert 0 < sum(p.stat().st_size for p in notebooks) <= 12_000_000
+
+
+def lines_of(path):
+    "The lines of code and their places in a notebook or a file; magics are no code"
+    if path.suffix == '.py': return [(str(path.relative_to(root)), o) for o in path.read_text(encoding='utf-8').splitlines()]
+    return [(f"{path.relative_to(root/'nbs')} {c['id']}", o) for c in code_cells(read(path)) for o in ''.join(c['source']).splitlines()]
+
+
+@pytest.mark.parametrize('path', [*notebooks, *root.glob('tests/**/*.py'), *root.glob('benchmarks/*.py')], ids=lambda o: str(o.relative_to(root)))
+def test_lines_fit_on_a_screen(path):
+    "At most 110 characters; 160 where a test or a benchmark keeps a table"
+    assert not [o for o in lines_of(path) if len(o[1]) > (110 if path.suffix == '.ipynb' else 160)]
 
 
 @each_lesson

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import numpy as np, pytest
 from PIL import Image
 
-from course_lib import lab as mod
+from course_lib.apps import lab as mod
 from course_lib.core import CourseError
 from course_lib.crappify import apply, chain, one_of, parse_steps, sometimes
-from course_lib.lab import crappify_lab, shown_bytes, watched
+from course_lib.apps.lab import crappify_lab, shown_bytes, watched
 from course_lib.steps import downscale, greyscale, jpeg, steps, text
 
 
@@ -282,7 +282,7 @@ def test_default_is_the_lectures(photos): assert crappify_lab(photos).fn == chai
 
 
 cells = '''from PIL import Image
-from course_lib.lab import crappify_lab
+from course_lib.apps.lab import crappify_lab
 crappify_lab(Image.new('RGB', (40, 30), 'teal'), seed=3)'''
 
 def test_run_by_a_program(tmp_path):

@@ -83,7 +83,8 @@ sys.meta_path[:] = [Installed()]
 
 without_jupyter = no_extras + """
 import importlib, json, pkgutil, course_lib
-from course_lib.core import header, lessons
+from course_lib.core import lessons
+from course_lib.results import header
 failed = {}
 for o in pkgutil.walk_packages(course_lib.__path__, 'course_lib.'):
     try: importlib.import_module(o.name)

@@ -5,10 +5,10 @@ from PIL import Image
 from browser import browsing, jupyterlab, open_and_run, serving, until, write_notebook # skips where there is no browser
 from selenium.webdriver.support.ui import Select
 from course_lib.crappify import file_bytes
-from course_lib.page import Photo, example, examples
+from course_lib.apps.page import Photo, example, examples
 from course_lib.restore import box_file, load_model
 
-cells = ['from course_lib.page import restore_page', 'restore_page()']
+cells = ['from course_lib.apps.page import restore_page', 'restore_page()']
 
 
 @pytest.fixture(scope='module', params=['jupyterlab', 'voila'])

@@ -115,8 +115,8 @@ def everybody(f, size):
     from course_lib.crappify import _photos
     from course_lib.cyclegan import _heap
     from course_lib.data import PILPhoto
-    from course_lib.lab import crappify_lab
-    from course_lib.page import read_photo
+    from course_lib.apps.lab import crappify_lab
+    from course_lib.apps.page import read_photo
     from course_lib.pairs import SquarePhoto
     from course_lib.style import open_picture
     from course_lib.wgan import open_square
@@ -212,7 +212,7 @@ def test_upload_costs_no_memory(python, tmp_path):
     (tmp_path/'bomb.png').write_bytes(png(9400, 9400, b''.join(z.compress(bytes(9401)) for _ in range(9400)) + z.flush()))
     res = python('''
 import re, sys
-from course_lib.page import read_photo
+from course_lib.apps.page import read_photo
 peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])
 before = peak()
 try: read_photo(open(sys.argv[1], 'rb').read())

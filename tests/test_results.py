@@ -2,8 +2,9 @@
 import json, shutil
 import pytest
 from course_lib.cli import answers, headline, results, results_rows, short_names
-from course_lib.core import (CourseError, answers_table, expected_minutes, lesson_settings, lessons, load_answers, load_results,
-    mean_worst, record, run_kind, runs_home, save_answer)
+from course_lib.core import CourseError, lesson_settings, lessons, runs_home
+from course_lib.results import (answers_table, expected_minutes, load_answers, load_results, mean_sd,
+    record, run_kind, save_answer)
 from course_lib.data import get_data
 
 lesson, N = '01_mnist_resnet', 70_000
@@ -108,9 +109,9 @@ def test_own_answers_are_not_ours(clone, digits):
 
 def test_minutes_follow_the_settings(clone, digits, monkeypatch):
     "What is expected is what the same settings took, and where nothing is known of these, what was different is said"
-    from course_lib import core
+    from course_lib import results as module
     def took(minutes, **changed):
-        monkeypatch.setitem(core._started, lesson, core.time.time() - 60*minutes)
+        monkeypatch.setitem(module._started, lesson, module.time.time() - 60*minutes)
         recorded('sample', 1797, **changed)
     assert 'no run' in expected_minutes('01', 'sample')
     took(2)
@@ -138,21 +139,11 @@ def test_short_names(tmp_path):
     assert headline('04_gan_superres', tmp_path, 0) == 'PSNR, then the GAN (dB) 26.500, SSIM, then the GAN 0.700'
 
 
-@pytest.mark.parametrize('name', list(lessons()))
-def test_directions_are_of_figures_that_there_are(name):
-    "What is better high or low is named once, and is a figure of one of the lesson's kept answers"
-    better = [o for v in lessons()[name].get('better', {}).values() for o in v]
-    known = {k for a in load_answers(name).values() for o in a['rows'] for k in o}
-    assert len(set(better)) == len(better) and set(better) <= known
-
-
-def test_worst_by_direction():
-    "By what the lesson says, and not by how a name looks; where it says nothing, the mean alone"
-    rows = [dict(colours=.0189, patchiness=.2, painting_has=1., style_loss=3.), dict(colours=.0197, patchiness=.4, painting_has=2., style_loss=1.)]
-    got = {k: mean_worst('08', rows, k) for k in rows[0]}
-    assert got == dict(colours='0.0193 (0.0197)', patchiness='0.3000 (0.4000)', painting_has='1.5000', style_loss='2.0000 (3.0000)')
-    assert mean_worst('08', rows, 'nothing') == '' == mean_worst('08', [], 'colours')
-    assert mean_worst('06', [dict(gap=-.5), dict(gap=-.1)], 'gap', '.1f') == '-0.3 (-0.5)'
+def test_mean_and_deviation():
+    "Of the seeds that have the figure; a single seed has no deviation"
+    rows = [dict(colours=.0189, only_here=1.), dict(colours=.0197)]
+    assert {k: mean_sd(rows, k) for k in ('colours', 'only_here', 'nothing')} == dict(colours='0.0193 ± 0.0006', only_here='1.0000', nothing='')
+    assert mean_sd([dict(gap=-.5), dict(gap=-.1)], 'gap', '.1f') == '-0.3 ± 0.3'
 
 
 @pytest.mark.parametrize('seeds', [0, -1])
@@ -191,13 +182,13 @@ def answered(accs, n=N, profile='full', name='CNN, 3 epochs', keep=False, **chan
     return save_answer(lesson, name, rows, lesson_settings(lesson, profile, **changed), n, list(range(1, len(accs)+1)), 90., keep=keep)
 
 
-def test_answers_mean_and_worst(clone):
-    "The mean over the seeds, and the worst beside it: the lowest accuracy, the highest loss"
+def test_answers_mean_and_deviation(clone):
+    "The mean over the seeds, and the standard deviation beside it"
     answered([.98, .94, .96])
-    assert any(o[1].startswith('CNN, 3 epochs, 3 seeds') and o[4] == '0.9600 (0.9400)' for o in results_rows()[0])
+    assert any(o[1].startswith('CNN, 3 epochs, 3 seeds') and o[4] == '0.9600 ± 0.0200' for o in results_rows()[0])
     table = answers_table(lesson, ['CNN, 3 epochs', 'not run'], ['accuracy', 'valid_loss']).splitlines()
     assert len(table) == 4 and table[3].startswith('| not run | not run yet |')
-    assert '| 0.9600 (0.9400) | 0.0400 (0.0600) | 3 | full | 1.5 |' in table[2]
+    assert '| 0.9600 ± 0.0200 | 0.0400 ± 0.0200 | 3 | full | 1.5 |' in table[2]
 
 
 @pytest.mark.parametrize('how', [dict(n=1000), dict(epochs=1), dict(profile='sample', n=1797)])
@@ -206,8 +197,8 @@ def test_answers_that_are_not_full(clone, digits, how):
     answered([.99, .98], **how)
     rows = [o[3:] for o in results_rows()[0] if 'seeds' in o[1]]
     sample = how.get('profile') == 'sample'
-    assert rows == ([['0.9850 (0.9800)', '–']] if sample else [])
-    assert sample or any('reduced' in o and '0.9850 (0.9800)' in o for o in results_rows()[1])
+    assert rows == ([['0.9850 ± 0.0071', '–']] if sample else [])
+    assert sample or any('reduced' in o and '0.9850 ± 0.0071' in o for o in results_rows()[1])
 
 
 def test_kept_though_not_full(clone, digits):
@@ -235,4 +226,4 @@ def test_sample_answers_spare_full_ones(clone):
     "An experiment that is tried on the sample does not replace the kept answer at full scale"
     answered([.99, .98])
     answered([.91], profile='sample', n=1797)
-    assert any('0.9850 (0.9800)' in o for o in results_rows()[0])
+    assert any('0.9850 ± 0.0071' in o for o in results_rows()[0])

@@ -12,7 +12,7 @@ from course_lib.feature_loss import gram_matrix
 from course_lib.style import (Canvas, block_ends, features, keep_colours, style_judge, match_colours, open_picture,
     optimise, picture_batch, sizes_up_to, soft_noise, style_terms, picture_loss, transfer, transfer_loss)
 from course_lib.style_experiments import answers
-from course_lib.style_files import save_picture, style_file
+from course_lib.apps.style_files import save_picture, style_file
 
 rand = lambda *sz, seed=0: torch.rand(*sz, generator=torch.Generator().manual_seed(seed))
 

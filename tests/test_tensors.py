@@ -8,7 +8,8 @@ from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitt
     parent_label)
 from PIL import Image
 from conftest import patience
-from course_lib.core import CourseError, code_key
+from course_lib.core import CourseError
+from course_lib.files import code_key
 from course_lib.data import RandomPadCrop, TensorDL, get_data, image_cache, random_crop
 
 

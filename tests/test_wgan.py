@@ -7,7 +7,7 @@ from course_lib.samples.bedrooms import Room, bedroom, make_bedrooms
 from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import count_files, get_data, list_files
 from course_lib.dcgan import DCGAN_D, DCGAN_G, GrowingD, GrowingG, halvings
-from course_lib.judge import (closest_pairs, damaged, damages, gallery, heap_spread, judge_features, judged, kernel_distance, nearest,
+from course_lib.kid import (closest_pairs, damaged, damages, gallery, heap_spread, judge_features, judged, kernel_distance, nearest,
     normal_rooms, to_bytes, to_unit, train_judge)
 from course_lib.wgan_experiments import GrowingWGAN, gradient_penalty
 from course_lib.wgan import (WGAN, bedroom_tensors, fresh_gap, generate, listed_pictures, load_generator, make_pair,

@@ -14,7 +14,9 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 from PIL import Image
-from ..core import CourseError, alone, course_file, data_home, sample_checks, tell_path, write_atomic
+from ..core import CourseError, course_file, data_home, tell_path
+from ..files import alone, write_atomic
+from ..results import sample_checks
 
 # %% ../../nbs/samples/make.ipynb #9d3eb04f
 samples = {} # name → maker

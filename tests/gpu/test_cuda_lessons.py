@@ -5,7 +5,8 @@ if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', 
 
 import torch.nn.functional as F
 from course_lib import cyclegan, darknet, gan, heads, models, pairs, pointer, rnn, segment, wgan
-from course_lib.core import default_device, lesson_settings, show_images, to_array
+from course_lib.core import default_device, lesson_settings
+from course_lib.show import show_images, to_array
 from course_lib.data import get_data
 from course_lib.feature_loss import FeatureLoss, Judge, lsuv_
 from course_lib.phases import TrainingPhase, sized_dls, small_net
