@@ -64,6 +64,24 @@ def test_pyflakes(file):
     assert not [str(o) for o in Checker(ast.parse(file.read_text()), filename=file.name).messages]
 
 
+def parameters(fn):
+    a = fn.args
+    return [o for o in (*a.posonlyargs, *a.args, *a.kwonlyargs) if o.arg not in ('self', 'cls')]
+
+
+@each_module
+def test_docments(mod):
+    "What is public has a docstring of its own, and each parameter a comment on its line, or a declaration of its strengths"
+    text, bad = modules[mod].read_text(), []
+    lines, names = text.splitlines(), public(mod)
+    for o in ast.parse(text).body:
+        if not isinstance(o, (ast.FunctionDef, ast.ClassDef)) or o.name not in names: continue
+        if not re.match(r'(?!The same|Likewise)\S', ast.get_docstring(o) or ''): bad.append(o.name)
+        made = o if isinstance(o, ast.FunctionDef) else next((m for m in o.body if getattr(m, 'name', '') == '__init__'), None)
+        bad += [f'{o.name}: {a.arg}' for a in (parameters(made) if made else []) if not re.search(r'#|\bspan\(|\bone\(', lines[a.lineno-1])]
+    assert not bad
+
+
 def imported(mod):
     "The course's modules that a module imports, anywhere in it"
     for o in ast.walk(ast.parse(modules[mod].read_text())):
@@ -100,6 +118,20 @@ def test_numbers():
     assert [o for o in lessons_ if not o.startswith('00')] == [*lessons()] and [o[:2] for o in lessons()] == [f'{i+1:02}' for i in range(len(lessons()))]
     others = [o for o in numbered if o not in lessons_]
     assert all(re.match(r'\d\db_', o) for o in others) and len({o[:2] for o in others}) == len(others) and {o[:2] for o in others} <= {o[:2] for o in lessons_}
+
+
+@pytest.mark.parametrize('path', [p for p in notebooks if re.match(r'(?!00)\d\db?_', p.stem)], ids=lambda p: p.stem)
+def test_box(path):
+    "A numbered notebook begins with a title, a sentence and a box; what it needs is linked, and every link to a file leads somewhere"
+    texts = [''.join(c['source']) for c in read(path)['cells'] if c['cell_type'] == 'markdown']
+    assert re.match(r'# \S.*\n\n> \S', texts[0])
+    for o in ('At the end you have', 'Needs:', 'Data:'): assert f'**{o}**' in '\n'.join(texts[:3]), o
+    links = re.findall(r'\]\((?!https?:|#)([^)#\s]+)', '\n'.join(texts))
+    assert all((path.parent/o).exists() for o in links)
+    linked = {(path.parent/o).resolve() for o in links}
+    mod = exported_as(path)
+    needs = {home_of[o] for o in imported(mod) if kind_of(o) == 'nbs'} if mod else set()
+    assert needs <= linked, [p.name for p in needs - linked]
 
 
 def test_answers_are_not_exported():
