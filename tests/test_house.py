@@ -78,7 +78,7 @@ def test_docments(mod):
         if not isinstance(o, (ast.FunctionDef, ast.ClassDef)) or o.name not in names: continue
         if not re.match(r'(?!The same|Likewise)\S', ast.get_docstring(o) or ''): bad.append(o.name)
         made = o if isinstance(o, ast.FunctionDef) else next((m for m in o.body if getattr(m, 'name', '') == '__init__'), None)
-        bad += [f'{o.name}: {a.arg}' for a in (parameters(made) if made else []) if not re.search(r'#|\bspan\(|\bone\(', lines[a.lineno-1])]
+        bad += [f'{o.name}: {a.arg}' for a in (parameters(made) if made else []) if not re.search(r'#|\bspan\(|\bchoice\(', lines[a.lineno-1])]
     assert not bad
 
 
