@@ -18,8 +18,8 @@ from .core import CourseError, default_device, runs_home, seed_everything
 from .gan import fit_generator, gen_learner, make_generator
 from .kept_weights import network_kind, save_weights
 from .metrics import psnr
-from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half, memory_layout,
-    tell_memory, torchvision_encoder)
+from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half,
+    memory_layout, tell_memory, torchvision_encoder)
 from .pairs import make_pairs, on_normalised, pair_dls, photo_scores, restored
 from .resnet import course_learner
 from .unet import Hooks, before_it_shrinks, layer_shapes, unet_groups
@@ -34,18 +34,14 @@ def large_stage(cfg):
     return AttrDict({**cfg, 'bs': cfg.bs_full})
 
 # %% ../nbs/05_feature_loss_superres.ipynb #d4075602
-def gram_matrix(
-    x # activations (n, c, h, w)
-):    # (n, c, c)
+def gram_matrix(x): # activations (n, c, h, w) → (n, c, c)
     "How channels are active together, wherever that is (Gatys et al. 2015), over c·h·w"
     with torch.autocast(x.device.type, enabled=False):
         f = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         return f @ f.mT / x[0].numel()
 
 # %% ../nbs/05_feature_loss_superres.ipynb #42354551
-def fold_norms(
-    net # a frozen network; changed
-):      # the network itself
+def fold_norms(net): # a frozen network; changed → the network itself
     "Fold batch norms that follow a convolution in a Sequential into it; their places are kept by Identities"
     for m in [o for o in net.modules() if isinstance(o, nn.Sequential)]:
         kids = list(m.named_children())
@@ -135,24 +131,22 @@ def lsuv_(
 ):         # the network itself
     "Orthogonal weights, then unit variance, convolution by convolution (Mishkin and Matas 2015, algorithm 1)"
     for m in [o for o in net.modules() if isinstance(o, nn.Conv2d)]:
-        m.weight.copy_(nn.init.orthogonal_(torch.empty(m.weight.shape)))
-        if m.bias is not None: m.bias.zero_()
+        bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
+        m.weight.copy_(nn.init.orthogonal_(torch.empty(m.weight.shape))); bias.zero_()
         std, mean = spread_of(net, m, x)
-        m.weight.div_(std)
-        if m.bias is not None: m.bias.sub_(mean/std)
+        m.weight.div_(std); bias.sub_((mean/std).to(bias.device))
     return net
 
 # %% ../nbs/05_feature_loss_superres.ipynb #7721aa71
 def make_loss_network(
-    cfg, x # settings: judge, judge_layers, pretrained; photographs (n, 3, h, w), to set up random weights with
+    cfg, x # settings: judge, judge_layers, pretrained; photographs (n, 3, h, w), for random weights
 ) -> tuple: # (a `LossNetwork` on the device of x, whether it is pretrained)
-    "The loss network of the settings; `judge_layers` counts the places where its grid is about to shrink, from 0"
+    "The loss network of the settings; `judge_layers`: places where its grid is about to shrink, from 0"
     weights = imagenet_weights(cfg.judge, cfg.pretrained)
     encoder = torchvision_encoder(cfg.judge, weights)
     places, wanted = before_it_shrinks(layer_shapes(encoder)), cfg.judge_layers.split()
-    if not wanted or not set(wanted) <= set(map(str, range(len(places)))):
-        raise CourseError(f'judge_layers = {cfg.judge_layers}: {cfg.judge} shrinks {len(places)} times. '
-                          f'Expected numbers from 0 to {len(places)-1}')
+    if not wanted or not {*wanted} <= {*map(str, range(len(places)))}: raise CourseError(f'judge_layers = '
+        f'{cfg.judge_layers}: {cfg.judge} shrinks {len(places)} times. Expected numbers from 0 to {len(places)-1}')
     net = LossNetwork(encoder, [places[int(i)] for i in wanted]).to(x.device)
     if not weights: lsuv_(net.net, x.as_subclass(torch.Tensor))
     return net, bool(weights)
@@ -162,10 +156,9 @@ def make_loss(
     cfg, x # settings, photographs: see `make_loss_network`; layer_weights, gram_weight, base
 ) -> tuple: # (a FeatureLoss, whether its loss network is pretrained)
     "The loss that the settings ask for; on CUDA the loss network works in 16 bits"
-    layers, wgts = cfg.judge_layers.split(), [float(o) for o in str(cfg.layer_weights).split()]
-    if len(layers) != len(wgts):
-        raise CourseError(f'layer_weights = {cfg.layer_weights}: {len(wgts)} for the {len(layers)} judge_layers '
-                          f'{cfg.judge_layers}. Expected one each')
+    n, wgts = len(cfg.judge_layers.split()), [float(o) for o in str(cfg.layer_weights).split()]
+    if n != len(wgts): raise CourseError(f'layer_weights = {cfg.layer_weights}: {len(wgts)} for the {n} '
+        f'judge_layers {cfg.judge_layers}. Expected one each')
     net, had = make_loss_network(cfg, x)
     low = half_dtype(x.device) if x.device.type == 'cuda' else None
     return FeatureLoss(net, wgts, cfg.gram_weight, base=cfg.base, low=low), had
@@ -183,25 +176,19 @@ def restorer(cfg) -> nn.Module:
     return make_restorer(AttrDict({**cfg, 'pretrained': 'no'}))[0]
 
 # %% ../nbs/05_feature_loss_superres.ipynb #31eeb9bb
-def feature_learner(
-    dls, model, loss # pairs; a network; a `FeatureLoss`
-): # a fastai Learner
+def feature_learner(dls, model, loss): # pairs; a network; a `FeatureLoss` → a fastai Learner
     "The feature loss, with its parts told after every epoch"
     return course_learner(dls, model, loss, [on_normalised(psnr), *part_metrics(loss)], splitter=unet_groups,
         cbs=channels_last())
 
 # %% ../nbs/05_feature_loss_superres.ipynb #899fbf60
-def fit_small(
-    learn, cfg, had # a Learner; the lesson's settings; is the encoder pretrained?
-):
+def fit_small(learn, cfg, had): # a Learner; the lesson's settings; is the encoder pretrained?
     "The first stage: small pictures, frozen, then open"
     lrs, cfg = slice(1e-5, cfg.lr/10), AttrDict({**cfg, 'pct_open': cfg.pct_small})
     with tell_memory(cfg.bs, learn.model, (cfg.crop_small,)*2):
         fit_generator(learn, cfg, had, cfg.epochs_frozen, cfg.epochs_open, cfg.lr, lrs)
 
-def fit_large(
-    learn, cfg, had, dls # a Learner; settings; is the encoder pretrained?; large pictures
-):
+def fit_large(learn, cfg, had, dls): # a Learner; settings; is the encoder pretrained?; large pictures
     "The second stage: large pictures, frozen, then open"
     learn.dls, lrs = dls, slice(1e-6, cfg.lr_full/10)
     with tell_memory(cfg.bs_full, learn.model, (cfg.crop,)*2):
@@ -220,13 +207,15 @@ def lpips_metric(
     "LPIPS with SqueezeNet 1.1 (Zhang et al. 2018), in batches, on the default device"
     if imagenet_weights('squeezenet1_1', pretrained) is None: return None
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    net = LearnedPerceptualImagePatchSimilarity(net_type='squeeze', normalize=True).eval().to(default_device())
+    dev = default_device()
+    net = LearnedPerceptualImagePatchSimilarity(net_type='squeeze', normalize=True).eval().to(dev)
     @torch.no_grad()
     def f(pred, targ):
         parts = zip(*(imagenet_norm(o, back=True).split(32) for o in (pred, targ)))
-        return sum(net(a.to(default_device()), b.to(default_device())).item()*len(a) for a,b in parts)/len(pred)
+        return sum(net(a.to(dev), b.to(dev)).item()*len(a) for a,b in parts)/len(pred)
     return f
 
+# %% ../nbs/05_feature_loss_superres.ipynb #8edd2f95
 def restoration_scores(
     pred, targ, lpips=None # (n, 3, h, w), normalised; what `lpips_metric` gives
 ) -> dict: # psnr, ssim, and lpips where it can be had
@@ -235,10 +224,9 @@ def restoration_scores(
 
 # %% ../nbs/05_feature_loss_superres.ipynb #0cdec8f5
 def train_restorer(
-    cfg,            # the lesson's settings
-    make=make_loss, # what makes the loss; None: squared error over pixels
-    name='pairs05'  # folder for the crappy ones
-) -> tuple:         # (the Learner, the large pairs)
+    cfg, make=make_loss, # the lesson's settings; what makes the loss, None: squared error over pixels
+    name='pairs05'       # folder for the crappy ones
+) -> tuple:              # (the Learner, the large pairs)
     "All stages of the lesson"
     path, pairs = make_pairs(cfg, name)
     model, had = make_restorer(cfg)
@@ -253,13 +241,12 @@ def train_restorer(
     return fit(learn, cfg), large
 
 # %% ../nbs/05_feature_loss_superres.ipynb #034a2036
-def train(
-    cfg # the lesson's settings
-):      # the trained Learner
+def train(cfg): # the lesson's settings → the trained Learner
     "Train the lesson's U-Net with its feature loss, and keep it; what `course train 05` runs, in one process"
     seed_everything(cfg.seed)
     learn, large = train_restorer(cfg)
     _, outs, ys, _ = restored(learn.model, large.valid)
     scores = restoration_scores(outs, ys, lpips_metric(cfg.pretrained))
-    save_weights(runs_home()/'models'/'05_feature_loss_superres.safetensors', learn.model, cfg, 'restorer', scores)
+    file = runs_home()/'models'/'05_feature_loss_superres.safetensors'
+    save_weights(file, learn.model, cfg, 'restorer', scores)
     return learn

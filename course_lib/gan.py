@@ -45,28 +45,25 @@ class InputUnet(Unet):
 
 # %% ../nbs/04_gan_superres.ipynb #cb4b6f4a
 def make_generator(
-    cfg,      # settings: arch, pretrained, norm, crop, from_input
-    **kwargs  # other choices than the lecture's
-) -> tuple:   # (a U-Net from pictures to pictures, whether its encoder was pretrained)
-    "The lecture's generator: blur, attention, weight norm and a range; `from_input` lets it begin as the identity"
-    cls = InputUnet if cfg.from_input == 'yes' else Unet
-    return make_unet(cfg, 3, (cfg.crop,)*2, cls=cls, blur=True, **{**dict(attention=True, y_range=(-3,3)), **kwargs})
+    cfg, **kwargs # settings: arch, pretrained, norm, crop, from_input; other choices than the lecture's
+) -> tuple:       # (a U-Net from pictures to pictures, whether its encoder was pretrained)
+    "The lecture's: blur, attention, weight norm and a range; with `from_input` it begins as the identity"
+    choices = {**dict(blur=True, attention=True, y_range=(-3,3)), **kwargs}
+    return make_unet(cfg, 3, (cfg.crop,)*2, cls=InputUnet if cfg.from_input == 'yes' else Unet, **choices)
 
 # %% ../nbs/04_gan_superres.ipynb #4413f039
 def gen_learner(
-    dls, gen, # pairs; the generator
-    **kwargs  # more for `course_learner`
+    dls, gen # pairs; the generator
 ): # a fastai Learner
     "A Learner with mean squared error over pixels, that watches PSNR and SSIM"
     return course_learner(dls, gen, MSELossFlat(), [on_normalised(psnr), on_normalised(ssim)],
-        splitter=unet_groups, cbs=channels_last(), **kwargs)
+        splitter=unet_groups, cbs=channels_last())
 
 # %% ../nbs/04_gan_superres.ipynb #4e0647db
 def fit_generator(
-    learn, cfg,       # a Learner on a U-Net; settings: wd, pct_frozen, pct_open
-    was_pretrained,   # has the encoder something to protect?
-    frozen:int, opened:int, # epochs with the encoder frozen, and with all layers
-    lr:float, lrs     # for the frozen epochs; for the open ones, a slice over the groups
+    learn, cfg, was_pretrained,# settings: wd, pct_frozen, pct_open; has the encoder something to protect?
+    frozen:int, opened:int,    # epochs with the encoder frozen, and with all layers
+    lr:float, lrs              # for the frozen epochs; for the open ones, a slice over the groups
 ):
     "Frozen and then open, or, from scratch, all epochs open at one rate"
     fit = lambda n, lr, pct: learn.fit_one_cycle(n, lr, wd=cfg.wd, pct_start=pct)
@@ -75,9 +72,7 @@ def fit_generator(
     learn.unfreeze(); fit(opened, lrs, cfg.pct_open)
 
 # %% ../nbs/04_gan_superres.ipynb #e7d3272c
-def fine_detail(
-    x # (n, 3, h, w), normalised
-) -> float:
+def fine_detail(x) -> float: # (n, 3, h, w), normalised
     "Spread of what a 5×5 mean does not explain, over all pictures, in units of the range"
     x = imagenet_norm(x, back=True)
     return (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False)).std().item()
@@ -93,8 +88,8 @@ def save_png(
     a = (imagenet_norm(x, back=True)*255).round().byte().permute(1,2,0).cpu().numpy()
     try:
         with open(path, 'xb') as f: Image.fromarray(a).save(f, 'PNG')
-    except FileExistsError: raise CourseError(f'{path.name}: is there already. Expected a new folder, '
-                                              'and photographs that differ in more than their endings') from None
+    except FileExistsError: raise CourseError(f'{path.name}: is there already. Expected a new folder, and '
+        'photographs that differ in more than their endings') from None
     return path
 
 # %% ../nbs/04_gan_superres.ipynb #5cc675b1
@@ -103,8 +98,8 @@ def save_preds(
     gen, dl, files:list, root, dest # the generator; a loader in order; its good files; their folder; where to
 ) -> list:                          # the files written
     "Save what a generator makes of a loader's pictures, batch by batch, under the photographs' own paths"
-    if dl.n != len(files) or dl.shuffle or dl.drop_last: raise CourseError(
-        f'save_preds: {dl.n} pictures, {len(files)} files. Expected as many, by a loader in order')
+    if dl.n != len(files) or dl.shuffle or dl.drop_last:
+        raise CourseError(f'save_preds: {dl.n} pictures, {len(files)} files. Expected as many, in order')
     outs = (o for xb,_ in dl for o in gen.eval()(xb))
     return [save_png(o, (Path(dest)/f.relative_to(root)).with_suffix('.png')) for f,o in zip(files, outs)]
 
@@ -131,9 +126,7 @@ class CriticBlock(nn.Module):
 
 # %% ../nbs/04_gan_superres.ipynb #b85f3617
 def patch_critic(
-    nf:int=128,     # channels of the first layer
-    n_blocks:int=3, # halvings after it
-    p:float=.15     # dropout
+    nf:int=128, n_blocks:int=3, p:float=.15 # channels of the first layer; halvings after it; dropout
 ) -> nn.Sequential: # (n, 3, h, w) → (n, patches)
     "The lecture's critic: a verdict for each patch, large for photographs"
     layers = [critic_conv(3, nf, 4, 2), nn.Dropout2d(p/2), CriticBlock(nf)]
@@ -145,15 +138,14 @@ def patch_critic(
 # %% ../nbs/04_gan_superres.ipynb #02437d7b
 def lesson_critic(cfg): # settings: crop, nf_critic, blocks_critic, p_critic
     "The critic of the settings; raises `CourseError` where its last grid is smaller than its last kernel"
-    least = 8*2**cfg.blocks_critic
-    if cfg.crop < least: raise CourseError(f'crop = {cfg.crop}: blocks_critic = {cfg.blocks_critic} halves it until '
-        f'fewer than 4×4 are left. Expected a crop of {least} or more, or fewer blocks')
+    n, least = cfg.blocks_critic, 8*2**cfg.blocks_critic
+    if cfg.crop < least: raise CourseError(f'crop = {cfg.crop}: blocks_critic = {n} halves it until fewer '
+        f'than 4×4 are left. Expected a crop of {least} or more, or fewer blocks')
     return patch_critic(cfg.nf_critic, cfg.blocks_critic, cfg.p_critic)
 
 # %% ../nbs/04_gan_superres.ipynb #5e755541
 def critic_dls(
-    real:list, fake:list, # photographs; what was made of each of them, in the same order
-    root, cfg             # the photographs' folder; settings: bs_critic, size, crop, max_zoom
+    real:list, fake:list, root, cfg # photographs; what was made of each; their folder; the settings
 ): # fastai DataLoaders; a batch is (bs,3,crop,crop) normalised floats and (bs,) classes: 1 for a photograph
     "Photographs and generated pictures, to tell apart; split as the pairs are"
     origin, classes = {**{o: o for o in real}, **dict(zip(fake, real))}, ['generated', 'photograph']
@@ -161,21 +153,19 @@ def critic_dls(
     block = DataBlock((ImageBlock(SquarePhoto), CategoryBlock(classes)), splitter=FuncSplitter(is_valid),
         get_items=lambda _: [o for o in origin for _ in range(crops_each(is_valid(o), cfg))],
         get_y=lambda o: classes[origin[o] == o], batch_tfms=pair_tfms(cfg))
-    return block.dataloaders(root, bs=cfg.bs_critic, dl_type=TensorDL, sz=(cfg.size,)*2, device=default_device())
+    return block.dataloaders(root, bs=cfg.bs_critic, dl_type=TensorDL, sz=(cfg.size,)*2,
+        device=default_device())
 
 # %% ../nbs/04_gan_superres.ipynb #c2184ef6
 def critic_learner(
-    dls, critic, # see `critic_dls`; the critic
-    **kwargs     # more for `course_learner`
+    dls, critic # see `critic_dls`; the critic
 ): # a fastai Learner
     "A Learner for a critic of patches"
     loss = AdaptiveLoss(nn.BCEWithLogitsLoss())
-    return course_learner(dls, critic, loss, accuracy_thresh_expand, cbs=channels_last(), **kwargs)
+    return course_learner(dls, critic, loss, accuracy_thresh_expand, cbs=channels_last())
 
 # %% ../nbs/04_gan_superres.ipynb #e2a53f38
-def critic_bce(
-    critic, real, fake # the critic; two batches of pictures
-):
+def critic_bce(critic, real, fake): # the critic; two batches of pictures
     "Photographs towards 1, generated pictures towards 0 (Goodfellow et al. 2014, section 3)"
     bce = F.binary_cross_entropy_with_logits
     said = critic(real), critic(fake)
@@ -186,15 +176,13 @@ def generator_loss(
     critic, fake, target, # the critic; what was made; what should have been
     weights=(1., 50.)     # of the critic's verdict, and of the pixels
 ):
-    "Generated pictures towards 1, in the critic's eyes, and towards the target (Ledig et al. 2016, section 2.2)"
+    "Generated pictures towards 1 for the critic, and towards the target (Ledig et al. 2016, section 2.2)"
     said = critic(fake)
     fooled = F.binary_cross_entropy_with_logits(said, torch.ones_like(said))
     return weights[0]*fooled + weights[1]*F.mse_loss(fake, target)
 
 # %% ../nbs/04_gan_superres.ipynb #f288f444
-def one_side(
-    trains, stands # two modules
-):
+def one_side(trains, stands): # two modules
     "Gradients and dropout for the one, none for the other"
     trains.train().requires_grad_(True)
     stands.eval().requires_grad_(False)
@@ -245,20 +233,17 @@ class FilmStrip(Callback):
 
 # %% ../nbs/04_gan_superres.ipynb #a3d04a7d
 def gan_learner(
-    learn_gen, learn_crit, # the two learners, pre-trained or not
-    cfg, strip             # settings: wd; a `FilmStrip`
+    learn_gen, learn_crit, cfg, strip # the two learners, pre-trained or not; settings: wd; a `FilmStrip`
 ): # a fastai GANLearner
     "The game as the lecture plays it: Adam without momentum, critic at five times the rate, switching at .65"
-    for o in (learn_gen, learn_crit): o.model.requires_grad_(True) # what was frozen would stay out of the optimiser
-    return GANLearner.from_learners(learn_gen, learn_crit, weights_gen=(1., 50.),
-        switcher=AdaptiveGANSwitcher(critic_thresh=.65), opt_func=partial(Adam, mom=0., sqr_mom=.99), wd=cfg.wd,
+    for o in (learn_gen, learn_crit): o.model.requires_grad_(True) # frozen weights would not be optimised
+    return GANLearner.from_learners(learn_gen, learn_crit, weights_gen=(1., 50.), wd=cfg.wd,
+        switcher=AdaptiveGANSwitcher(critic_thresh=.65), opt_func=partial(Adam, mom=0., sqr_mom=.99),
         metrics=[on_normalised(psnr), on_normalised(ssim)], path=runs_home(),
         cbs=[GANDiscriminativeLR(mult_lr=5.), StandStill(), EvalMode(), strip])
 
 # %% ../nbs/04_gan_superres.ipynb #35440ad9
-def train_generator(
-    cfg # the lesson's settings
-) -> tuple: # (its Learner, pairs, the folder of the good ones)
+def train_generator(cfg) -> tuple: # the lesson's settings → (its Learner, pairs, the folder of the good ones)
     "The first stage: pixels alone"
     path_hr, pairs = make_pairs(cfg)
     gen, had = make_generator(cfg)
@@ -268,9 +253,7 @@ def train_generator(
 
 # %% ../nbs/04_gan_superres.ipynb #d8a9badd
 def train_critic(
-    cfg, learn_gen, # the lesson's settings; the generator's Learner
-    pairs, path_hr, # see `make_pairs`
-    critic          # a module
+    cfg, learn_gen, pairs, path_hr, critic # settings; the generator's Learner; see `make_pairs`; a module
 ): # its Learner
     "The second stage: the critic on what the generator makes"
     in_order = learn_gen.dls.test_dl(list(pairs.values()), with_labels=True)
@@ -281,9 +264,7 @@ def train_critic(
     return learn
 
 # %% ../nbs/04_gan_superres.ipynb #c0af30c5
-def train(
-    cfg # the lesson's settings
-): # the trained GANLearner
+def train(cfg): # the lesson's settings → the trained GANLearner
     "Train the lesson's three stages; what `course train 04` runs, in one process"
     seed_everything(cfg.seed)
     learn_gen, pairs, path_hr = train_generator(cfg)
@@ -296,8 +277,6 @@ def train(
 
 # %% ../nbs/04_gan_superres.ipynb #fbb6ea54
 @network_kind
-def superres_generator(
-    cfg # settings of lesson 04
-) -> nn.Module:
+def superres_generator(cfg) -> nn.Module: # settings of lesson 04
     "The generator of lesson 04, for weights of its own: none of ImageNet's are looked for"
     return make_generator(AttrDict({**cfg, 'pretrained': 'no'}))[0]

@@ -21,17 +21,13 @@ from .results import versions
 # %% ../nbs/lib/weights.ipynb #29e44c49
 network_kinds = {} # name → function from settings to an untrained network
 
-def network_kind(
-    fn # a function from settings (a dict) to a network
-):     # the function itself
+def network_kind(fn): # a function from settings (a dict) to a network → the function itself
     "Let weights be kept for what a function makes, under the function's name"
     network_kinds[fn.__name__] = fn
     return fn
 
 # %% ../nbs/lib/weights.ipynb #67acc6fb
-def weights_digest(
-    tensors:dict # name → tensor
-) -> str:
+def weights_digest(tensors:dict) -> str: # name → tensor
     "Checksum over names, types, shapes and numbers"
     h = hashlib.sha256()
     for k,v in sorted(tensors.items()):

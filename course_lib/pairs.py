@@ -53,9 +53,7 @@ def make_pairs(
     return path_hr, pair_files(path_hr, home/'0', cfg.files, left_out)
 
 # %% ../nbs/lib/pairs.ipynb #46398cc8
-def photo_of(
-    p, root # a picture; the dataset's folder
-) -> str:
+def photo_of(p, root) -> str: # a picture; the dataset's folder
     "The photograph that a picture is, or is a patch of (patches lie in a folder named after it)"
     parts = Path(p).relative_to(root).parts
     return parts[-2] if len(parts) > 2 else Path(p).stem
@@ -95,9 +93,7 @@ class CropAlike(RandTransform):
         return windows[torch.arange(len(x), device=x.device), :, self.i, self.j]
 
 # %% ../nbs/lib/pairs.ipynb #b83f887c
-def pair_tfms(
-    cfg # settings: size, crop, max_zoom
-) -> list: # batch transforms
+def pair_tfms(cfg) -> list: # settings: size, crop, max_zoom → batch transforms
     "The lecture's augmentation (flips, zoom, light), squares of side `crop`, and ImageNet's statistics"
     if cfg.crop > cfg.size: raise CourseError(f'crop = {cfg.crop}: no such square fits into pictures of '
                                               f'size = {cfg.size}. Expected a crop of at most that')
@@ -106,9 +102,7 @@ def pair_tfms(
     return [*small, *tfms, Normalize.from_stats(*imagenet_stats)]
 
 # %% ../nbs/lib/pairs.ipynb #f3afb670
-def crops_each(
-    valid:bool, cfg # a held-out file?; settings: size, crop
-) -> int:
+def crops_each(valid:bool, cfg) -> int: # a held-out file?; settings: size, crop
     "How many squares an epoch takes from a file: as many as fit; a held-out one is taken as a whole"
     return 1 if valid else (cfg.size//cfg.crop)**2
 
@@ -169,9 +163,7 @@ def enlarged(
     return imagenet_norm(torch.from_numpy(np.stack([one(f) for f in files])).permute(0,3,1,2)/255)
 
 # %% ../nbs/lib/pairs.ipynb #79a3364a
-def tell_scores(
-    table:dict # name → psnr, ssim; where they are known also lpips, and seconds for a megapixel
-):
+def tell_scores(table:dict): # name → psnr, ssim; where they are known also lpips, and seconds for a megapixel
     "A table of scores, for the notebook"
     heads = dict(psnr='PSNR, dB', ssim='SSIM', lpips='LPIPS', seconds='s a megapixel')
     known = [k for k in heads if any(k in v for v in table.values())]
