@@ -131,10 +131,11 @@ def lsuv_(
 ):         # the network itself
     "Orthogonal weights, then unit variance, convolution by convolution (Mishkin and Matas 2015, algorithm 1)"
     for m in [o for o in net.modules() if isinstance(o, nn.Conv2d)]:
-        bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
-        m.weight.copy_(nn.init.orthogonal_(torch.empty(m.weight.shape))); bias.zero_()
+        m.weight.copy_(nn.init.orthogonal_(torch.empty(m.weight.shape)))
+        if m.bias is not None: m.bias.zero_()
         std, mean = spread_of(net, m, x)
-        m.weight.div_(std); bias.sub_((mean/std).to(bias.device))
+        m.weight.div_(std)
+        if m.bias is not None: m.bias.sub_(mean/std)
     return net
 
 # %% ../nbs/05_feature_loss_superres.ipynb #7721aa71
@@ -145,8 +146,9 @@ def make_loss_network(
     weights = imagenet_weights(cfg.judge, cfg.pretrained)
     encoder = torchvision_encoder(cfg.judge, weights)
     places, wanted = before_it_shrinks(layer_shapes(encoder)), cfg.judge_layers.split()
-    if not wanted or not {*wanted} <= {*map(str, range(len(places)))}: raise CourseError(f'judge_layers = '
-        f'{cfg.judge_layers}: {cfg.judge} shrinks {len(places)} times. Expected numbers from 0 to {len(places)-1}')
+    n = len(places)
+    if not wanted or not {*wanted} <= {*map(str, range(n))}: raise CourseError(f'judge_layers = '
+        f'{cfg.judge_layers}: {cfg.judge} shrinks {n} times. Expected numbers from 0 to {n-1}')
     net = LossNetwork(encoder, [places[int(i)] for i in wanted]).to(x.device)
     if not weights: lsuv_(net.net, x.as_subclass(torch.Tensor))
     return net, bool(weights)
@@ -231,9 +233,10 @@ def train_restorer(
     path, pairs = make_pairs(cfg, name)
     model, had = make_restorer(cfg)
     small, large = (pair_dls(pairs, path, o(cfg)) for o in (small_stage, large_stage))
-    def fit(learn, cfg):
-        fit_small(learn, cfg, had)
-        fit_large(learn, cfg, had, large)
+    def fit(learn, cfg): # both stages, in silence
+        with learn.no_bar(), learn.no_logging():
+            fit_small(learn, cfg, had)
+            fit_large(learn, cfg, had, large)
         return learn
     if cfg.start == 'pixels': fit(gen_learner(small, model), for_pixels(cfg))
     learn = gen_learner(small, model)

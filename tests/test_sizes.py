@@ -84,7 +84,7 @@ def test_groups_of_a_darknet(groups):
 
 @pytest.mark.parametrize('layers', ['a b', '9', '0 -1', '1.5'])
 def test_layers_of_a_judge(layers):
-    with pytest.raises(CourseError, match='judge_layers = '): feature_loss.make_judge(cfg('05', judge_layers=layers), torch.rand(2, 3, 16, 16))
+    with pytest.raises(CourseError, match='judge_layers = '): feature_loss.make_loss_network(cfg('05', judge_layers=layers), torch.rand(2, 3, 16, 16))
 
 
 @pytest.mark.parametrize('weights', ['1', '1 2 3', ''])
