@@ -623,7 +623,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.gan.make_generator': ('gan_superres.html#make_generator', 'course_lib/gan.py'),
                                 'course_lib.gan.one_side': ('gan_superres.html#one_side', 'course_lib/gan.py'),
                                 'course_lib.gan.patch_critic': ('gan_superres.html#patch_critic', 'course_lib/gan.py'),
-                                'course_lib.gan.save_png': ('gan_superres.html#save_png', 'course_lib/gan.py'),
                                 'course_lib.gan.save_preds': ('gan_superres.html#save_preds', 'course_lib/gan.py'),
                                 'course_lib.gan.superres_generator': ('gan_superres.html#superres_generator', 'course_lib/gan.py'),
                                 'course_lib.gan.train': ('gan_superres.html#train', 'course_lib/gan.py'),

@@ -25,8 +25,7 @@ from .show import md_table, show_images
 # %% ../nbs/lib/pairs.ipynb #d0cc4351
 def pair_files(
     path_hr, path_lr, # folders of good and of crappy photographs
-    pattern:str,      # which of the good ones, such as `images/*.jpg`
-    left_out=()       # those of which there is no crappy twin, and shall be none
+    pattern:str, left_out=() # which of the good ones, such as `images/*.jpg`; those without a twin
 ) -> dict:            # good file → crappy file
     "Pairs by relative path; raises `CourseError` for a photograph without a crappy twin"
     good = [p for p in known_files(sorted(Path(path_hr).glob(pattern))) if p not in left_out]

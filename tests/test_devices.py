@@ -236,7 +236,7 @@ def phased(ps, **kwargs):
 figures = {
     'show.to_array': lambda: [show.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
     'show.show_images': lambda: show.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
-    'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None, 'gan.save_png': lambda: gan.save_png(pics(3,8,8), core.runs_home()/'z.png') and None,
+    'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None,
     'segment.paint': lambda: show.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
     'segment.three': lambda: show.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
     'cyclegan.strips': lambda: show.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,

@@ -232,7 +232,7 @@ def test_predictions_go_over_no_file(cfg, tmp_path):
     first = tmp_path/valid[0].relative_to(root)
     first.parent.mkdir(parents=True)
     first.write_text('mine')
-    with pytest.raises(CourseError, match='is there already'): save_preds(learn.model, learn.dls.valid, valid, root, tmp_path)
+    with pytest.raises(CourseError, match='would write over a file'): save_preds(learn.model, learn.dls.valid, valid, root, tmp_path)
     assert first.read_text() == 'mine'
     twice = [root/f'a.{i%2 and "png" or "jpg"}' for i in range(len(valid))]
     with pytest.raises(CourseError, match='differ in more than their endings'): save_preds(learn.model, learn.dls.valid, twice, root, tmp_path/'new')
