@@ -109,7 +109,8 @@ def test_parts_add_up():
     assert not any(o.requires_grad for o in loss.parts.values())
 
 
-@pytest.mark.parametrize('low,outer', [(torch.bfloat16, None), (torch.float16, None), (None, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)])
+@pytest.mark.parametrize('low,outer', [(torch.bfloat16, None), (torch.float16, None), (None, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)])
 def test_sixteen_bits(low, outer):
     "The loss network in 16 bits, or all under autocast, as in a fit in mixed precision: nearly the same, and in nearly the same direction"
     seer, (x, y) = LossNetwork(lively('vgg11_bn'), [2, 6]), torch.randn(2,2,3,32,32)

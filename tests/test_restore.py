@@ -383,7 +383,8 @@ def test_the_box(cat):
     assert box_file().stat().st_size < 5e6 and about.sha256[:16] in card
     for o in ('widths', 'damage'): assert about.settings[o] == box_settings[o]
     trials = about.figures['trials']
-    gains = {'fewer pixels (64 of 128)': .5, 'JPEG of quality 20': -.1, 'noise (12 of 255)': .1, 'blur (1.2 pixels)': .5, 'writing': 3, 'the mixture it trained on': .8}
+    gains = {'fewer pixels (64 of 128)': .5, 'JPEG of quality 20': -.1, 'noise (12 of 255)': .1,
+             'blur (1.2 pixels)': .5, 'writing': 3, 'the mixture it trained on': .8}
     for name,least in gains.items():
         assert trials[name][1] > trials[name][0] + least, name
         assert f'| {name} | {trials[name][0]:.2f} | {trials[name][1]:.2f} |' in card
@@ -415,7 +416,8 @@ def test_leaves_good_ones_alone(name):
     assert psnr(restore_photo(load_network(box_file())[0], im), im) > 35
 
 
-@pytest.mark.parametrize('out, said', [('notes.safetensors', 'no weights in the safetensors format'), ('README.safetensors', 'README.md: the card would take its place'),
+@pytest.mark.parametrize('out, said', [('notes.safetensors', 'no weights in the safetensors format'),
+    ('README.safetensors', 'README.md: the card would take its place'),
     ('photo.jpg', 'ends in .safetensors'), ('file/box.safetensors', 'cannot be written to .*--out')])
 def test_box_over_nothing(tmp_path, monkeypatch, out, said):
     "Neither the weights nor their card go over a file that is something else; that is said before the training"
