@@ -32,9 +32,9 @@ def pair_files(
     pairs = {p: Path(path_lr)/crappy_name(str(p.relative_to(path_hr))) for p in good}
     lost = [p.name for p,o in pairs.items() if not o.exists()]
     if good and not lost: return pairs
-    where, why = path_hr, f'no file matches {pattern!r}'
-    if good: where, why = path_lr, f'no crappy twin of {lost[0]} ({len(lost)} of {len(good)})'
-    raise CourseError(f'{tell_path(where)}: {why}. Expected photographs and their twins')
+    where, why = path_hr, f'no file matches {pattern!r}. Expected photographs'
+    if good: where, why = path_lr, f'no crappy twin of {lost[0]} ({len(lost)} of {len(good)}). Crappify again'
+    raise CourseError(f'{tell_path(where)}: {why}')
 
 # %% ../nbs/lib/pairs.ipynb #a58d9242
 def make_pairs(
