@@ -66,7 +66,7 @@ def main(
     from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything
     from course_lib.results import versions
     from course_lib.files import write_atomic
-    from course_lib.feature_loss import FeatureLoss, Judge
+    from course_lib.feature_loss import FeatureLoss, LossNetwork
     from course_lib.unet import Hooks, before_it_shrinks, layer_shapes
     torch.set_num_threads(threads)
     seed_everything(42)
@@ -74,7 +74,7 @@ def main(
     sync = torch.cuda.synchronize if dev.type == 'cuda' else lambda: None
     net = a_judge(judge)
     ids = before_it_shrinks(layer_shapes(net))[2:5]
-    ours = FeatureLoss(Judge(net, ids), wgts[:len(ids)]).to(dev)
+    ours = FeatureLoss(LossNetwork(net, ids), wgts[:len(ids)]).to(dev)
     pred, targ = torch.randn(2, bs, 3, size, size, device=dev)
     with Hooks(net.to(dev)[i] for i in ids) as hooks:
         ways = {'plain': lambda x, y: plain_loss(net, hooks, wgts, x, y), 'ours': ours}

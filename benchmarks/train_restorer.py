@@ -185,7 +185,8 @@ def measure(net, ims, dev):
     psnr = lambda a, b: float(-10*(a-b).square().mean().clamp_min(1e-9).log10())
     res = {}
     for name in trials:
-        pairs = [(tensor(ruined(name, im, i)), tensor(im)) for i,im in enumerate(o.crop((0, 0, min(384, o.width)//16*16, min(384, o.height)//16*16)) for o in ims)]
+        cropped = [o.crop((0, 0, min(384, o.width)//16*16, min(384, o.height)//16*16)) for o in ims]
+        pairs = [(tensor(ruined(name, im, i)), tensor(im)) for i,im in enumerate(cropped)]
         got = [(psnr(x, y), psnr((net(x).clamp(0, 1)*255).round()/255, y)) for x,y in pairs]
         res[name] = [round(float(o), 2) for o in np.mean(got, 0)]
     return res
@@ -232,7 +233,8 @@ def main(
     half = {k: v.half().cpu().contiguous() for k,v in mean.state_dict().items()}
     save_file(half, out.with_suffix('.safetensors'))
     mean.load_state_dict({k: v.to(dev).float() for k,v in half.items()})
-    res = dict(parameters=sum(o.numel() for o in net.parameters()), steps=i, seconds=round(time.time()-t1), bs=bs, cut=cut, lr=lr, seed=seed, start=start or None,
-        pictures=len(train), device=device_name(), versions=versions(), psnr={k: measure(mean, v, dev) for k,v in held.items()}, photographs={k: len(v) for k,v in held.items()})
+    res = dict(parameters=sum(o.numel() for o in net.parameters()), steps=i, seconds=round(time.time()-t1), bs=bs, cut=cut, lr=lr, seed=seed,
+        start=start or None, pictures=len(train), device=device_name(), versions=versions(),
+        psnr={k: measure(mean, v, dev) for k,v in held.items()}, photographs={k: len(v) for k,v in held.items()})
     out.with_suffix('.json').write_text(json.dumps(res, indent=1)+'\n')
     print(json.dumps(res['psnr'], indent=1))

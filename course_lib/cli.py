@@ -600,10 +600,11 @@ def restore(
     again:bool=False    # Also make those anew that are there already
 ) -> int: # 1 if a file was left out that was named or seemed to be a picture, else 0
     "Restore photographs of any size into another folder; the input stays as it is"
-    from course_lib.restore import box_file, load_model, restore_files
+    from course_lib.kept_weights import load_network
+    from course_lib.restore import box_file, restore_files
     if not photos: raise CourseError('no photograph was named. Expected files or folders, such as: course restore photo.jpg')
     if not 1 <= enlarge <= 8: raise CourseError(f'enlarge = {enlarge:g}: expected a number from 1 to 8')
-    net, about = load_model(model or box_file())
+    net, about = load_network(model or box_file())
     print(f"{about.kind} of {tell_path(model) if model else 'the course'} · {device_name()}")
     rep = restore_files(photos, net, out, again=again, enlarge=enlarge)
     print(f'{rep} · {tell_path(out)}')

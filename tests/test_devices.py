@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, segment, show, style, style_experiments, unet, wgan, wgan_experiments
+from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, kept_weights, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, segment, show, style, style_experiments, unet, wgan, wgan_experiments
 from course_lib import checkpoints as cyclegan_parts
 from course_lib import kid as judge
 from course_lib.apps import style_files
@@ -21,8 +21,8 @@ named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|var
 draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
     'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside',
-    'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.plain_scores', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
-    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors', 'feature_loss.last_step_mask'}
+    'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
+    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors'}
 
 
 def public():
@@ -100,9 +100,9 @@ nets = { # class → a network of it, and its input
     'segment.NoCross': lambda: (segment.NoCross(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
     'segment.NoPixels': lambda: (segment.NoPixels(7), pics(2,4,8,8), pics(2,3,8,8)),
     'segment.TransposedBlock': lambda: (segment.TransposedBlock(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
-    'pairs.InputUnet': lambda: (restore.photo_unet(dict(widths=[8,8,16])), pics(2,3,32,32)),
+    'gan.InputUnet': lambda: (restore.photo_unet(dict(widths=[8,8,16])), pics(2,3,32,32)),
     'gan.CriticBlock': lambda: (gan.CriticBlock(4), pics(2,4,8,8)),
-    'feature_loss.Judge': lambda: (a_judge(), pics(2,3,32,32).requires_grad_()),
+    'feature_loss.LossNetwork': lambda: (a_loss_network(), pics(2,3,32,32).requires_grad_()),
     'dcgan.ConvBlock': lambda: (dcgan.ConvBlock(3, 4), pics(2,3,8,8)),
     'dcgan.DCGAN_D': lambda: (dcgan.DCGAN_D(16, 3, 4, 1), pics(2,3,16,16)),
     'dcgan.DeconvBlock': lambda: (dcgan.DeconvBlock(3, 4), pics(2,3,8,8)),
@@ -133,9 +133,9 @@ nets = { # class → a network of it, and its input
 }
 def faded(net): net.fade = .5; return net
 def halved(conv): conv.half = True; return conv
-def a_judge(): return feature_loss.Judge(small_encoder((4,8,8)), [0, 1])
+def a_loss_network(): return feature_loss.LossNetwork(small_encoder((4,8,8)), [0, 1])
 def plain(): return there(style.keep_outputs(style.plain_vgg((4,4)))).requires_grad_(False)
-def features(low=None): return there(feature_loss.FeatureLoss(a_judge(), (5,15), low=low))
+def features(low=None): return there(feature_loss.FeatureLoss(a_loss_network(), (5,15), low=low))
 def a_wgan(cls=wgan.WGAN, **how):
     return cls(*wgan.make_pair(c := cfg('06', sz=16, nf_gen=4, nf_critic=4, bs=4, nz=5), *how.pop('nets', ())), torch.zeros(8,3,16,16, dtype=torch.uint8), c, **how)
 def a_cyclegan(): return cyclegan.CycleGAN(cfg('07', ngf=4, ndf=4, blocks=1, skip=0, ema=.9))
@@ -149,15 +149,14 @@ losses = {
     'segment.class_iou': lambda: segment.class_iou(pics(4,4)), 'segment.scores': lambda: segment.scores(pics(4,4)),
     'segment.commonest': lambda: segment.commonest(ids(3,8,8), 4, 1),
     'segment.MeanIoU': lambda: metric(segment.MeanIoU(4, 1), pics(2,4,8,8), ids(2,8,8)), 'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
-    'pairs.batch_psnr': lambda: pairs.batch_psnr(pics(2,3,16,16), pics(2,3,16,16)), 'pairs.batch_ssim': lambda: pairs.batch_ssim(pics(2,3,16,16), pics(2,3,16,16)),
+    'pairs.photo_scores': lambda: pairs.photo_scores(pics(2,3,16,16), pics(2,3,16,16)),
     'gan.critic_bce': lambda: gan.critic_bce(critic(), pics(2,3,64,64), pics(2,3,64,64)),
     'gan.generator_loss': lambda: gan.generator_loss(critic(), pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
     'gan.fine_detail': lambda: gan.fine_detail(pics(2,3,16,16)),
     'feature_loss.FeatureLoss': lambda: features()(pics(2,3,32,32).requires_grad_(), pics(2,3,32,32)),
     'feature_loss.make_loss': lambda: feature_loss.make_loss(cfg('05'), pics(2,3,64,64))[0](pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
     'feature_loss.gram_matrix': lambda: feature_loss.gram_matrix(pics(2,4,8,8).requires_grad_()),
-    'feature_loss.rulers': lambda: feature_loss.rulers(pics(2,3,16,16), pics(2,3,16,16)),
-    'feature_loss.colour_spread': lambda: feature_loss.colour_spread(pics(2,3,16,16)),
+    'feature_loss.restoration_scores': lambda: feature_loss.restoration_scores(pics(2,3,16,16), pics(2,3,16,16)),
     'wgan.wgan_gap': lambda: wgan.wgan_gap(pics(4), pics(4)), 'wgan.fake_score': lambda: wgan.fake_score(pics(4)),
     'wgan.fresh_gap': lambda: wgan.fresh_gap(there(dcgan.DCGAN_G(16, 5, 3, 4)), torch.zeros(8,3,16,16, dtype=torch.uint8), cfg('06', sz=16, nf_critic=4, bs=4, nz=5), 2),
     'wgan_experiments.gradient_penalty': lambda: wgan_experiments.gradient_penalty(there(dcgan.DCGAN_D(16, 3, 4, block=dcgan.NoNorm)), pics(2,3,16,16), pics(2,3,16,16)),
@@ -199,14 +198,13 @@ steps = {
     'segment.segmenter': lambda: learns(segment.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
     'segment.score_files': lambda: here(segment.predict_scenes(there(unet.Unet(small_encoder((8,8,16)), 3, (32,32))), [(pics(2,3,32,32), ids(2,32,32))])),
     'segment.dense_step': lambda: there(segment.dense_step(4, 8, 2))(pics(2,4,8,8)),
-    'pairs.gen_learner': lambda: learns(pairs.gen_learner(dls(pics(2,3,64,64), pics(2,3,64,64)), pairs.make_generator(cfg('04'))[0])),
+    'gan.gen_learner': lambda: learns(gan.gen_learner(dls(pics(2,3,64,64), pics(2,3,64,64)), gan.make_generator(cfg('04'))[0])),
     'gan.critic_learner': lambda: learns(gan.critic_learner(dls(pics(2,3,64,64), ids(2)), gan.lesson_critic(cfg('04')))),
     'gan.gan_learner': lambda: learns(a_game()),
     'gan.critic_step': lambda: gan.critic_step(generator(), c := critic(), adam(c), pics(2,3,64,64), pics(2,3,64,64)),
     'gan.generator_step': lambda: gan.generator_step(g := generator(), critic(), adam(g), pics(2,3,64,64), pics(2,3,64,64)),
-    'feature_loss.pixel_learner': lambda: learns(feature_loss.pixel_learner(dls(pics(2,3,32,32), pics(2,3,32,32)), generator())),
-    'feature_loss.feature_learner': lambda: learns(feature_loss.feature_learner(dls(pics(2,3,32,32), pics(2,3,32,32)), generator(), features(models.half_dtype(cuda)))),
-    'feature_loss.nogan_step': lambda: feature_loss.nogan_step(g := generator(), critic(), adam(g), features(), pics(2,3,64,64), pics(2,3,64,64)),
+    'feature_loss.feature_learner': lambda: learns(feature_loss.feature_learner(dls(pics(2,3,32,32), pics(2,3,32,32)), generator(),
+        features(models.half_dtype(cuda)))),
     'wgan.wgan_critic_step': lambda: wgan.wgan_critic_step(there(dcgan.DCGAN_G(16, 5, 3, 4)), c := there(dcgan.DCGAN_D(16, 3, 4)), adam(c), pics(2,3,16,16), pics(2,5,1,1)),
     'wgan.wgan_gen_step': lambda: wgan.wgan_gen_step(g := there(dcgan.DCGAN_G(16, 5, 3, 4)), there(dcgan.DCGAN_D(16, 3, 4)), adam(g), pics(2,5,1,1)),
     'wgan.WGAN': lambda: a_wgan().fit(2, quiet=True),
@@ -239,7 +237,7 @@ def phased(ps, **kwargs):
 figures = {
     'show.to_array': lambda: [show.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
     'show.show_images': lambda: show.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
-    'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None, 'pairs.to_pil': lambda: pairs.to_pil(pics(3,8,8)) and None,
+    'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None,
     'segment.paint': lambda: show.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
     'segment.three': lambda: show.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
     'cyclegan.strips': lambda: show.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
@@ -248,7 +246,7 @@ figures = {
     'style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
     'phase_parts.draw_schedule': lambda: len(schedule_of_a_fit()) and None,
     'wgan.noise_walk': lambda: show.show_images(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
-    'restore.weights_digest': lambda: restore.weights_digest(dict(a=pics(3))) and None,
+    'kept_weights.weights_digest': lambda: kept_weights.weights_digest(dict(a=pics(3))) and None,
 }
 
 def schedule_of_a_fit():

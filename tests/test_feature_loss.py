@@ -1,10 +1,11 @@
-"The feature loss: judges of any kind, the fast loss against a plain one, bad settings, random judges"
-import gc, weakref
+"The feature loss: loss networks of any kind, the fast loss against a plain one, bad settings, random weights"
+import gc, json, weakref
 import pytest, torch, torch.nn.functional as F
 from torch import nn
+from course_lib.cli import find_notebook, run_cells
 from course_lib.core import CourseError, lesson_settings
-from course_lib.feature_loss import (FeatureLoss, Judge, answers, answers_full, fold_norms, gram_matrix, lsuv_, make_judge, make_loss,
-    part_metrics, spread_of)
+from course_lib.feature_loss import (FeatureLoss, LossNetwork, fold_norms, gram_matrix, lsuv_, make_loss, make_loss_network, part_metrics,
+    spread_of)
 from course_lib.models import torchvision_encoder
 from course_lib.unet import Hooks, before_it_shrinks, layer_shapes
 
@@ -30,33 +31,33 @@ def kept(net, ids, x):
 
 @pytest.mark.parametrize('arch, places', [('vgg16_bn', [5,12,22,32,42]), ('vgg11_bn', None), ('vgg11', None), ('resnet18', None), ('mobilenet_v2', None),
     ('squeezenet1_1', None), ('densenet121', None)])
-def test_any_judge(arch, places):
+def test_any_loss_network(arch, places):
     "Cut and folded, every network sees what it saw as a whole, and is left alone itself"
     net, x = lively(arch), torch.randn(2,3,64,64)
     ids = before_it_shrinks(layer_shapes(net))
     if places: assert ids == places
     want, norms = kept(net, ids[:3], x), sum(isinstance(o, nn.BatchNorm2d) for o in net.modules())
-    judge = Judge(net, ids[:3])
-    for a,b in zip(want, judge(x)): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4*a.abs().max().item())
+    seer = LossNetwork(net, ids[:3])
+    for a,b in zip(want, seer(x)): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4*a.abs().max().item())
     assert sum(isinstance(o, nn.BatchNorm2d) for o in net.modules()) == norms
-    assert len(judge.net) == max(ids[:3])+1 < len(net) and not any(p.requires_grad for p in judge.parameters())
+    assert len(seer.net) == max(ids[:3])+1 < len(net) and not any(p.requires_grad for p in seer.parameters())
 
 
-def test_judge_stays_frozen():
-    judge = Judge(lively('vgg11_bn'), [2, 6])
-    assert not judge.train().training and not any(o.training for o in judge.modules())
+def test_it_stays_frozen():
+    seer = LossNetwork(lively('vgg11_bn'), [2, 6])
+    assert not seer.train().training and not any(o.training for o in seer.modules())
 
 
 def test_nothing_is_kept():
-    "After a pass the judge holds no activations, and when it goes its hooks go too"
+    "After a pass the loss network holds no activations, and when it goes its hooks go too"
     net = lively('vgg11_bn')
-    judge = Judge(net, [2, 6])
-    out = weakref.ref(judge(torch.randn(1,3,32,32))[0])
+    seer = LossNetwork(net, [2, 6])
+    out = weakref.ref(seer(torch.randn(1,3,32,32))[0])
     gc.collect()
     assert out() is None
-    layer = judge.net[2]
+    layer = seer.net[2]
     assert len(layer._forward_hooks) == 1
-    del judge
+    del seer
     gc.collect()
     assert not layer._forward_hooks
 
@@ -81,7 +82,7 @@ def test_fast_is_plain(arch):
     net = lively(arch)
     ids, net = before_it_shrinks(layer_shapes(net))[1:4], net.double()
     x, y = torch.randn(2,2,3,48,48).double()
-    loss, slopes, values = FeatureLoss(Judge(net, ids)), [], []
+    loss, slopes, values = FeatureLoss(LossNetwork(net, ids)), [], []
     for f in (loss, lambda a, b: plain(net, ids, (5,15,2), a, b, 5e3)):
         p = x.clone().requires_grad_()
         values.append(f(p, y))
@@ -90,8 +91,8 @@ def test_fast_is_plain(arch):
 
 
 def test_zero_for_equals_and_no_graph_for_the_target():
-    judge, y = Judge(lively('vgg11_bn'), [2, 6]), torch.randn(1,3,32,32)
-    loss = FeatureLoss(judge, (1,1))
+    seer, y = LossNetwork(lively('vgg11_bn'), [2, 6]), torch.randn(1,3,32,32)
+    loss = FeatureLoss(seer, (1,1))
     assert loss(y, y).item() == 0
     t = y.clone().requires_grad_()
     loss(torch.randn(1,3,32,32, requires_grad=True), t).backward()
@@ -99,7 +100,7 @@ def test_zero_for_equals_and_no_graph_for_the_target():
 
 
 def test_parts_add_up():
-    loss = FeatureLoss(Judge(lively('vgg11_bn'), [2, 6]), (2, 3), gram=100, pixel=.5, base='mse')
+    loss = FeatureLoss(LossNetwork(lively('vgg11_bn'), [2, 6]), (2, 3), gram=100, pixel=.5, base='mse')
     x, y = torch.randn(2,1,3,32,32)
     total = loss(x, y)
     assert [f.__name__ for f in part_metrics(loss)] == ['pixel', 'feat_0', 'feat_1', 'gram_0', 'gram_1'] == loss.names
@@ -108,13 +109,14 @@ def test_parts_add_up():
     assert not any(o.requires_grad for o in loss.parts.values())
 
 
-@pytest.mark.parametrize('low,outer', [(torch.bfloat16, None), (torch.float16, None), (None, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)])
+@pytest.mark.parametrize('low,outer', [(torch.bfloat16, None), (torch.float16, None), (None, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)])
 def test_sixteen_bits(low, outer):
-    "The judge in 16 bits, or all under autocast, as in a fit in mixed precision: nearly the same, and in nearly the same direction"
-    judge, (x, y) = Judge(lively('vgg11_bn'), [2, 6]), torch.randn(2,2,3,32,32)
+    "The loss network in 16 bits, or all under autocast, as in a fit in mixed precision: nearly the same, and in nearly the same direction"
+    seer, (x, y) = LossNetwork(lively('vgg11_bn'), [2, 6]), torch.randn(2,2,3,32,32)
     def value_and_slope(low, outer):
         p = x.clone().requires_grad_()
-        with torch.autocast('cpu', outer, enabled=outer is not None): value = FeatureLoss(judge, (1,1), low=low)(p, y)
+        with torch.autocast('cpu', outer, enabled=outer is not None): value = FeatureLoss(seer, (1,1), low=low)(p, y)
         return value, torch.autograd.grad(value, p)[0].flatten()
     (v, slope), (exact, wanted) = value_and_slope(low, outer), value_and_slope(None, None)
     assert abs(v/exact-1) < .03 and F.cosine_similarity(slope, wanted, dim=0) > .98 and .95 < slope.norm()/wanted.norm() < 1.05
@@ -122,11 +124,11 @@ def test_sixteen_bits(low, outer):
 
 def test_small_gradients_survive_float16():
     "A loss over many activations: without a scaler most of its gradients would be zero"
-    judge, (x, y) = Judge(lively('vgg11_bn'), [2]), torch.randn(2,1,3,256,256)
+    seer, (x, y) = LossNetwork(lively('vgg11_bn'), [2]), torch.randn(2,1,3,256,256)
     p = x.clone().requires_grad_()
-    FeatureLoss(judge, (.01,), gram=0, pixel=0, low=torch.float16)(p, y).backward()
+    FeatureLoss(seer, (.01,), gram=0, pixel=0, low=torch.float16)(p, y).backward()
     exact = x.clone().requires_grad_()
-    FeatureLoss(judge, (.01,), gram=0, pixel=0)(exact, y).backward()
+    FeatureLoss(seer, (.01,), gram=0, pixel=0)(exact, y).backward()
     assert F.cosine_similarity(p.grad.flatten(), exact.grad.flatten(), dim=0) > .99
 
 
@@ -149,14 +151,14 @@ def test_gram_is_blind_to_places():
 def test_lsuv(arch):
     "Each convolution gives out unit variance, also where no norm is left to help"
     x = torch.randn(4,3,64,64)
-    net = lsuv_(Judge(torchvision_encoder(arch), [before_it_shrinks(layer_shapes(torchvision_encoder(arch)))[1]]).net, x)
+    net = lsuv_(LossNetwork(torchvision_encoder(arch), [before_it_shrinks(layer_shapes(torchvision_encoder(arch)))[1]]).net, x)
     for m in [o for o in net.modules() if isinstance(o, nn.Conv2d)]: assert abs(spread_of(net, m, x)[0]-1) < .02
 
 
 @pytest.mark.parametrize('layers', ['5', '', '0 9'])
 def test_layers_that_are_not_there(layers):
     cfg = lesson_settings('05', 'sample', judge_layers=layers)
-    with pytest.raises(CourseError, match='vgg11_bn shrinks 5 times. Expected numbers from 0 to 4'): make_judge(cfg, torch.randn(1,3,64,64))
+    with pytest.raises(CourseError, match='vgg11_bn shrinks 5 times. Expected numbers from 0 to 4'): make_loss_network(cfg, torch.randn(1,3,64,64))
 
 
 def test_pretrained_is_insisted_on(monkeypatch, tmp_path):
@@ -167,6 +169,10 @@ def test_pretrained_is_insisted_on(monkeypatch, tmp_path):
     assert make_loss(lesson_settings('05', 'sample'), torch.randn(2,3,64,64))[1] is False
 
 
-def test_experiments_change_settings_that_exist():
-    for k,f in {**answers, **answers_full}.items():
-        assert set(getattr(f, 'changed', {})) <= set(lesson_settings('05', 'full')), k
+def test_experiments_are_those_that_are_kept(monkeypatch, capsys):
+    "Every experiment of the notebook has settings that exist; their names are the kept answers'"
+    monkeypatch.setenv('COURSE_ANSWERS', json.dumps(dict(profile='full', n=0, only_list=True)))
+    path = find_notebook('answers/05_feature_loss_superres')
+    run_cells(path)
+    kept = json.loads((path.parents[2]/'results'/'answers'/'05.json').read_text())
+    assert [o.removesuffix('  (kept)') for o in capsys.readouterr().out.splitlines()] == list(kept)

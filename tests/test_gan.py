@@ -1,15 +1,18 @@
 "What lesson 04's modules promise: pairs, split, crops, scores, the two steps, the game, and answers that stand alone"
+import json
+from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
-from course_lib import gan
+from course_lib import gan, metrics
 from course_lib.core import CourseError, lesson_settings, runs_home
-from course_lib.gan import (FilmStrip, backbone_critic, critic_bce, critic_dls, critic_learner, critic_step, gan_learner, generator_loss,
-    generator_step, one_side, patch_critic, save_preds)
-from course_lib.pairs import (CropAlike, InputUnet, batch_psnr, batch_ssim, draws, gen_learner, held_out, make_generator, make_pairs,
-    pair_dls, pair_files, photo_of, plain_scores, unit)
+from course_lib.gan import (FilmStrip, InputUnet, critic_bce, critic_dls, critic_learner, critic_step, gan_learner, gen_learner, generator_loss,
+    generator_step, make_generator, one_side, patch_critic, save_preds)
+from course_lib.models import imagenet_norm
+from course_lib.pairs import (CropAlike, crappy_variant, crops_each, enlarged, held_out, make_pairs, pair_dls, pair_files, photo_of,
+    photo_scores)
 from course_lib.unet import small_encoder
 
 tiny = dict(size=32, crop=32, bs=32, variants=1, crappifier='downscale(16) jpeg(20)', epochs_open=1, nf_critic=4, bs_critic=32, epochs_critic=1,
@@ -29,12 +32,6 @@ def picture(f, seed=0, size=(40, 40)):
     return f
 
 
-def plain_norm(x): # bytes or numbers from 0 to 1 to normalised ones, as `unit` takes them back
-    from fastai.vision.all import imagenet_stats
-    mean, std = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
-    return (x-mean)/std
-
-
 # pairs and their split
 
 def test_pairs_by_name(tmp_path):
@@ -48,12 +45,11 @@ def test_pairs_by_name(tmp_path):
 
 
 def test_variants_differ(cfg):
-    "Each twin of a photograph is made crappy with a seed of its own, and lies where `variant` looks for it"
-    from course_lib.pairs import variant
+    "Each twin of a photograph is made crappy with a seed of its own, and lies where `crappy_variant` looks for it"
     root, pairs = make_pairs(settings(variants=2, crappifier='gaussian_noise(20)'), name='twice')
     good, crappy = next(iter(pairs.items()))
-    a, b = (np.asarray(Image.open(variant(good, crappy, root, k))) for k in (0, 1))
-    assert variant(good, crappy, root, 0) == crappy and (a != b).any()
+    a, b = (np.asarray(Image.open(crappy_variant(good, crappy, root, k))) for k in (0, 1))
+    assert crappy_variant(good, crappy, root, 0) == crappy and (a != b).any()
 
 
 def test_patches_stay_with_their_photograph(tmp_path):
@@ -80,7 +76,7 @@ def test_input_and_target_belong_together(cfg):
     root, pairs = make_pairs(cfg)
     dls = pair_dls(pairs, root, cfg)
     good = {v: k for k,v in pairs.items()}
-    xs, ys = (torch.cat(o) for o in zip(*((unit(x), unit(y)) for x,y in dls.valid)))
+    xs, ys = (torch.cat(o) for o in zip(*((imagenet_norm(x, back=True), imagenet_norm(y, back=True)) for x,y in dls.valid)))
     square = lambda f: np.asarray(Image.open(f).convert('RGB').resize((32, 32), Image.Resampling.BILINEAR))
     for i,f in list(enumerate(dls.valid_ds.items))[::7]:
         for x,p in ((xs[i], f), (ys[i], good[f])):
@@ -94,7 +90,7 @@ def test_crops_alike(tmp_path):
     copies = {f: picture(tmp_path/'lr'/'0'/f.relative_to(root), i, (64, 64)) for i,f in enumerate(files[:60])}
     copies[files[60]] = picture(tmp_path/'lr'/'0'/'valid'/'v.png', 99, (64, 64))
     dls = pair_dls(copies, root, cfg)
-    assert len(dls.train_ds) == 60*16 == 60*draws(False, cfg) and len(dls.valid_ds) == draws(True, cfg) == 1
+    assert len(dls.train_ds) == 60*16 == 60*crops_each(False, cfg) and len(dls.valid_ds) == crops_each(True, cfg) == 1
     for _ in range(3):
         xb, yb = dls.train.one_batch()
         assert xb.shape == (16, 3, 16, 16) and torch.allclose(xb, yb, atol=1e-5)
@@ -114,20 +110,19 @@ def test_scores_are_means_over_pictures():
     x = F.interpolate(torch.rand(21, 3, 8, 8, generator=g), size=32, mode='bilinear')
     y = (x + torch.linspace(.01, .3, 21)[:,None,None,None]*torch.randn(x.shape, generator=g)).clip(0, 1)
     psnr = np.mean([peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1.) for a,b in zip(x, y)])
-    assert batch_psnr(plain_norm(y), plain_norm(x)).item() == pytest.approx(psnr, abs=.001)
-    assert batch_ssim(plain_norm(y), plain_norm(x)).item() == pytest.approx(structural_similarity_index_measure(y, x, data_range=1.).item(), abs=1e-4)
+    ssim = structural_similarity_index_measure(y, x, data_range=1.).item()
+    assert photo_scores(imagenet_norm(y), imagenet_norm(x)) == {'psnr': pytest.approx(psnr, abs=.001), 'ssim': pytest.approx(ssim, abs=1e-4)}
 
 
 def test_few_pictures_at_a_time(monkeypatch):
     "SSIM stacks its input five times over: it is never given all held-out pictures at once"
-    from course_lib import pairs
-    seen, ssim = [], pairs._ssim
-    monkeypatch.setattr(pairs, '_ssim', lambda x, y: (seen.append(len(x)), ssim(x, y))[1])
-    batch_ssim(torch.rand(100, 3, 16, 16), torch.rand(100, 3, 16, 16))
+    seen, ssim = [], metrics.structural_similarity_index_measure
+    monkeypatch.setattr(metrics, 'structural_similarity_index_measure', lambda x, y, **kwargs: (seen.append(len(x)), ssim(x, y, **kwargs))[1])
+    photo_scores(torch.rand(100, 3, 16, 16), torch.rand(100, 3, 16, 16))
     assert sum(seen) == 100 and max(seen) <= 16
 
 
-def test_plain_scores_by_hand(tmp_path):
+def test_enlarged_by_hand(tmp_path):
     "Of files of unlike sizes, each enlarged as asked"
     pairs = {picture(tmp_path/f'g{i}.png', i, (48, 48+8*i)): picture(tmp_path/f'c{i}.png', i, (16, 24)) for i in range(2)}
     def square(f, how):
@@ -135,7 +130,8 @@ def test_plain_scores_by_hand(tmp_path):
         return np.asarray(im.crop(((w-s)//2, (h-s)//2, (w-s)//2+s, (h-s)//2+s)).resize((32, 32), how))/255
     want = np.mean([peak_signal_noise_ratio(square(g, Image.Resampling.BILINEAR), square(c, Image.Resampling.NEAREST), data_range=1.)
                     for g,c in pairs.items()])
-    assert plain_scores(pairs, 32, Image.Resampling.NEAREST)[0] == pytest.approx(want, abs=1e-3)
+    got = photo_scores(enlarged(pairs.values(), 32, Image.Resampling.NEAREST), enlarged(pairs, 32))
+    assert got['psnr'] == pytest.approx(want, abs=1e-3)
 
 
 # the two steps
@@ -186,8 +182,8 @@ def test_a_verdict_for_each_patch(n_blocks, size):
     assert critic(torch.randn(2, 3, size, size)).shape == (2, side*side)
 
 
-def test_critic_on_a_classifier():
-    critic, had = backbone_critic('mobilenet_v2', 'no')
+def test_critic_on_a_classifier(answers):
+    critic, had = answers['backbone_critic']('mobilenet_v2', 'no')
     assert critic(torch.randn(2, 3, 64, 64)).shape == (2, 64) and had is False
 
 
@@ -224,12 +220,26 @@ def test_predictions_are_saved_as_they_come(cfg, tmp_path):
         want = Image.open(pairs[good]).convert('RGB').resize((32, 32), Image.Resampling.BILINEAR)
         assert f == tmp_path/'out'/good.relative_to(root) and np.abs(np.asarray(Image.open(f), float) - np.asarray(want)).mean() < 2
     for dl, n in ((learn.dls.train, len(learn.dls.train_ds)), (learn.dls.valid, 3)):
-        with pytest.raises(CourseError, match='by a loader in order'): save_preds(learn.model, dl, list(pairs)[:n], root, tmp_path/'no')
+        with pytest.raises(CourseError, match='Expected as many, in order'): save_preds(learn.model, dl, list(pairs)[:n], root, tmp_path/'no')
     assert not (tmp_path/'no').exists()
 
 
+def test_predictions_go_over_no_file(cfg, tmp_path):
+    "Neither over one that is there, nor, where two photographs differ in their endings alone, over each other"
+    root, pairs = make_pairs(cfg)
+    learn = gen_learner(pair_dls(pairs, root, cfg), nn.Identity())
+    valid = [o for o in pairs if held_out(o, root)]
+    first = tmp_path/valid[0].relative_to(root)
+    first.parent.mkdir(parents=True)
+    first.write_text('mine')
+    with pytest.raises(CourseError, match='would write over a file'): save_preds(learn.model, learn.dls.valid, valid, root, tmp_path)
+    assert first.read_text() == 'mine'
+    twice = [root/f'a.{i%2 and "png" or "jpg"}' for i in range(len(valid))]
+    with pytest.raises(CourseError, match='differ in more than their endings'): save_preds(learn.model, learn.dls.valid, twice, root, tmp_path/'new')
+
+
 def test_generator_begins_as_the_identity():
-    x = plain_norm(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))).clip(-2, 2)
+    x = imagenet_norm(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))).clip(-2, 2)
     gen = InputUnet(small_encoder((8, 8, 16, 16)), 3, (32, 32), y_range=(-3, 3)).eval()
     assert (gen(x) - x).abs().max() < 1e-3
     with pytest.raises(CourseError, match='needs a y_range'): InputUnet(small_encoder((8, 8, 16, 16)), 3, (32, 32))
@@ -282,12 +292,23 @@ def test_train_writes_no_nan(cfg, monkeypatch):
 
 # the answers
 
-def test_answers_stand_alone():
+@pytest.fixture
+def answers(monkeypatch):
+    "What the notebook of the experiments defines; it is told to list them, and runs none"
+    monkeypatch.setenv('COURSE_ANSWERS', json.dumps(dict(profile='sample', n=0, only_list=True)))
+    nb, ns = json.loads((Path(gan.__file__).parents[1]/'nbs'/'answers'/'04_gan_superres.ipynb').read_text(encoding='utf-8')), {}
+    for c in nb['cells']:
+        if c['cell_type'] == 'code': exec(''.join(c['source']), ns)
+    return ns
+
+
+def test_answers_stand_alone(answers):
     "An experiment gives the same figures whether others ran before it, after it, or not at all"
-    one = lambda name: gan.answers[name](settings(files='*/*/0*.png', bs=16, bs_critic=16), 1)
+    ask = answers['ask']
+    one = lambda name: ask.figures(name, lesson_settings('04', 'sample', **ask.smallest), 1)
     names = ['the GAN as shown', 'no pre-training']
     def run(order):
-        gan._first_stage.cache_clear()
+        answers['first_stage'].cache_clear()
         return {k: one(k) for k in order}
     forward = run(names)
     torch.rand(7); np.random.rand(3)

@@ -6,7 +6,8 @@ from browser import browsing, jupyterlab, open_and_run, serving, until, write_no
 from selenium.webdriver.support.ui import Select
 from course_lib.crappify import file_bytes
 from course_lib.apps.page import Photo, example, examples
-from course_lib.restore import box_file, load_model
+from course_lib.kept_weights import load_network
+from course_lib.restore import box_file
 
 cells = ['from course_lib.apps.page import restore_page', 'restore_page()']
 
@@ -64,7 +65,7 @@ def test_example(page):
     name = [*examples][2]
     Select(page.one('select')).select_by_visible_text(name)
     page.until(lambda: page.link[0] == 'somebody-wrote-on-a-portrait-restored.jpg', 'another example')
-    assert page.link[1] == file_bytes(Photo(example(name), load_model(box_file())[0]).after, page.link[0])
+    assert page.link[1] == file_bytes(Photo(example(name), load_network(box_file())[0]).after, page.link[0])
 
 
 def test_upload_and_enlarge(page, tmp_path):

@@ -161,14 +161,15 @@ def test_everybody_reads_alike(tmp_path, kind):
 @pytest.mark.parametrize('kind', ['plain', 'turned', 'transparent', 'deep'])
 def test_pair_fits(tmp_path, kind):
     "The target of a pair is read as its input was: a little smaller, and no more than that is lost"
-    from course_lib.pairs import pair_files, plain_scores
+    from course_lib.pairs import enlarged, pair_files, photo_scores
     im = Image.open(photo_sources()['cat'][0]).convert('RGB').crop((0, 0, 300, 298))
     if kind == 'transparent': im = im.convert('RGBA'); im.putalpha(Image.linear_gradient('L').resize(im.size))
     if kind == 'deep': im = Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*257)
     (tmp_path/'hr').mkdir()
     im.save(tmp_path/'hr'/'a.png', **(dict(exif=exif_of(6)) if kind == 'turned' else {}))
     crappify_folder('downscale(280)', tmp_path/'hr', tmp_path/'lr', workers=1)
-    assert plain_scores(pair_files(tmp_path/'hr', tmp_path/'lr', '*.png'), 256, Image.Resampling.BICUBIC)[0] > 35
+    pairs = pair_files(tmp_path/'hr', tmp_path/'lr', '*.png')
+    assert photo_scores(enlarged(pairs.values(), 256, Image.Resampling.BICUBIC), enlarged(pairs, 256))['psnr'] > 35
 
 
 # Too large, and other ways of being no picture

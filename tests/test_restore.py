@@ -5,10 +5,11 @@ import numpy as np, pytest, torch
 from PIL import Image
 from course_lib import restore
 from course_lib.core import CourseError
-from course_lib.crappify import psnr
+from course_lib.kept_weights import load_network, network_kinds, read_weights, save_weights
+from course_lib.metrics import psnr
 from course_lib.pictures import open_photo
-from course_lib.restore import (box_file, box_patches, box_settings, generator, load_model, model_kinds, photo_unet, read_weights, restore_files,
-    restore_photo, save_model, tile_starts, tile_weights, try_box)
+from course_lib.restore import (box_file, box_patches, box_settings, photo_unet, restore_files, restore_photo, restoring_networks, tile_starts,
+    tile_weights, try_box)
 from course_lib.samples.photos import photo_sources
 
 small = dict(widths=[8,8,16,16])
@@ -26,7 +27,10 @@ def cat(): return open_photo(photo_sources()['cat'][0])[0]
 
 
 @pytest.fixture
-def saved(model, tmp_path): return save_model(tmp_path/'m.safetensors', model, small, dict(psnr=1.5))
+def saved(model, tmp_path): return save(tmp_path/'m.safetensors', model, figures=dict(psnr=1.5))
+
+
+def save(path, model, **kwargs): return save_weights(path, model, small, 'photo_unet', **kwargs)
 
 
 def parts_of(path):
@@ -46,7 +50,7 @@ def written(path, head, body):
 
 def test_there_and_back(saved, model):
     "Numbers, settings and figures come back, and nothing is half-written"
-    back, about = load_model(saved)
+    back, about = load_network(saved)
     assert all(torch.equal(a, b.cpu()) for a,b in zip(model.state_dict().values(), back.state_dict().values()))
     assert (about.kind, about.settings, about.figures) == ('photo_unet', small, dict(psnr=1.5))
     assert set(about.versions) >= {'python', 'torch'} and [o.name for o in saved.parent.iterdir()] == [saved.name]
@@ -55,9 +59,9 @@ def test_there_and_back(saved, model):
 
 def test_half(model, tmp_path):
     "Half the size, the same to three digits, and 32 bits again when loaded"
-    files = [save_model(tmp_path/f'{o}.safetensors', model, small, half=o) for o in (False, True)]
+    files = [save(tmp_path/f'{o}.safetensors', model, half=o) for o in (False, True)]
     assert files[1].stat().st_size < .65*files[0].stat().st_size
-    for a,b in zip(model.parameters(), load_model(files[1])[0].parameters()):
+    for a,b in zip(model.parameters(), load_network(files[1])[0].parameters()):
         assert b.dtype == torch.float32 and torch.allclose(a, b.cpu(), rtol=2e-3, atol=1e-6)
 
 
@@ -66,7 +70,7 @@ def test_never_unpickles(tmp_path):
     class Bomb:
         def __reduce__(self): return Path.touch, (tmp_path/'ran',)
     torch.save(dict(w=Bomb()), tmp_path/'m.safetensors')
-    with pytest.raises(CourseError, match='no weights in the safetensors format'): load_model(tmp_path/'m.safetensors')
+    with pytest.raises(CourseError, match='no weights in the safetensors format'): load_network(tmp_path/'m.safetensors')
     assert not (tmp_path/'ran').exists()
 
 
@@ -87,7 +91,7 @@ def test_of_another_program(saved, tmp_path):
     "A safetensors file without our words in it"
     head, body = parts_of(saved)
     head['__metadata__'] = {'format': 'pt'}
-    with pytest.raises(CourseError, match='which network'): load_model(written(tmp_path/'o.safetensors', head, body))
+    with pytest.raises(CourseError, match='which network'): load_network(written(tmp_path/'o.safetensors', head, body))
 
 
 @pytest.mark.parametrize('change, said', [(dict(kind='resnet'), "'resnet' is no kind"), (dict(settings=dict(widths=[8,8,16,24])), r'is \(.*expected'),
@@ -97,13 +101,8 @@ def test_says_what_differs(saved, tmp_path, change, said):
     head, body = parts_of(saved)
     about = json.loads(head['__metadata__']['course_lib'])
     head['__metadata__']['course_lib'] = json.dumps({**about, **change, 'versions': {**about['versions'], 'torch': '1.0'}})
-    with pytest.raises(CourseError, match=said) as e: load_model(written(tmp_path/'o.safetensors', head, body))
+    with pytest.raises(CourseError, match=said) as e: load_network(written(tmp_path/'o.safetensors', head, body))
     if 'settings' in change: assert 'torch 1.0 then' in str(e.value)
-
-
-def test_settings_asked_for(saved):
-    assert load_model(saved, widths=[8,8,16,16])[0] is not None
-    with pytest.raises(CourseError, match=r'widths = \[8, 8, 16, 16\], and \[1\]'): load_model(saved, widths=[1])
 
 
 def test_failed_save_leaves_the_old(saved, model, monkeypatch):
@@ -111,19 +110,20 @@ def test_failed_save_leaves_the_old(saved, model, monkeypatch):
     old = saved.read_bytes()
     def full(*args): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('os.replace', full)
-    with pytest.raises(OSError): save_model(saved, model, small)
+    with pytest.raises(OSError): save(saved, model)
     assert saved.read_bytes() == old and [o.name for o in saved.parent.iterdir()] == [saved.name]
 
 
-def test_generator_of_the_lessons(tmp_path):
-    "What lesson 04 trains can be kept too, and restores"
+@pytest.mark.parametrize('lesson,kind', [('04', 'superres_generator'), ('05', 'restorer')])
+def test_networks_of_the_lessons(tmp_path, lesson, kind):
+    "What lessons 04 and 05 train can be kept too, and restores"
     from course_lib.core import lesson_settings
-    cfg = lesson_settings('04', 'sample', size=64)
-    gen = generator(cfg).eval()
-    back, about = load_model(save_model(tmp_path/'g.safetensors', gen, cfg, kind='generator'))
+    cfg = lesson_settings(lesson, 'sample', size=64)
+    net = network_kinds[kind](cfg).eval()
+    back, about = load_network(save_weights(tmp_path/'g.safetensors', net, cfg, kind))
     im = Image.effect_mandelbrot((90,70), (-2,-1.5,1,1.5), 60).convert('RGB')
-    assert about.settings['norm'] == 'weight' and 'generator' in model_kinds
-    assert psnr(restore_photo(back, im), restore_photo(gen, im)) > 60
+    assert about.settings['norm'] == 'weight' and network_kinds[kind] in restoring_networks
+    assert psnr(restore_photo(back, im), restore_photo(net, im)) > 60
 
 
 # any size
@@ -176,7 +176,7 @@ def test_tiles_cover(n):
 
 def test_tiled_is_whole(cat):
     "The box's network, in tiles and as a whole"
-    box = load_model(box_file())[0]
+    box = load_network(box_file())[0]
     a, b = (np.asarray(restore_photo(box, cat, most=o, tile=256)).astype(int) for o in (1e9, 1))
     assert abs(a-b).max() <= 1 and abs(a-np.asarray(cat)).max() > 1
 
@@ -383,7 +383,8 @@ def test_the_box(cat):
     assert box_file().stat().st_size < 5e6 and about.sha256[:16] in card
     for o in ('widths', 'damage'): assert about.settings[o] == box_settings[o]
     trials = about.figures['trials']
-    gains = {'fewer pixels (64 of 128)': .5, 'JPEG of quality 20': -.1, 'noise (12 of 255)': .1, 'blur (1.2 pixels)': .5, 'writing': 3, 'the mixture it trained on': .8}
+    gains = {'fewer pixels (64 of 128)': .5, 'JPEG of quality 20': -.1, 'noise (12 of 255)': .1,
+             'blur (1.2 pixels)': .5, 'writing': 3, 'the mixture it trained on': .8}
     for name,least in gains.items():
         assert trials[name][1] > trials[name][0] + least, name
         assert f'| {name} | {trials[name][0]:.2f} | {trials[name][1]:.2f} |' in card
@@ -392,7 +393,7 @@ def test_the_box(cat):
 @pytest.mark.parametrize('name,least', [('noise (12 of 255)', .1), ('blur (1.2 pixels)', .5), ('writing', 3)])
 def test_the_box_measured_again(name, least, monkeypatch):
     "The weights that are kept do what their card says: measured anew on the held-out squares"
-    model, about = load_model(box_file())
+    model, about = load_network(box_file())
     monkeypatch.setattr(restore, 'box_trials', {name: restore.box_trials[name]})
     (before, after), = try_box(model).values()
     assert [before, after] == pytest.approx(about.figures['trials'][name], abs=.1) and after > before + least
@@ -400,7 +401,7 @@ def test_the_box_measured_again(name, least, monkeypatch):
 
 def test_other_weights_would_be_noticed(monkeypatch):
     "The test above can fail: with a head that has not been trained nothing is gained"
-    model, _ = load_model(box_file())
+    model, _ = load_network(box_file())
     monkeypatch.setattr(restore, 'box_trials', {'writing': restore.box_trials['writing']})
     monkeypatch.setattr(restore, 'box_patches', lambda *args: box_patches(*args)[:12])
     for p in model.head.parameters(): torch.nn.init.zeros_(p)
@@ -412,10 +413,11 @@ def test_other_weights_would_be_noticed(monkeypatch):
 def test_leaves_good_ones_alone(name):
     "A held-out photograph that nothing is wrong with is hardly changed"
     im = open_photo(photo_sources()[name][0])[0].crop((100,100,356,356))
-    assert psnr(restore_photo(load_model(box_file())[0], im), im) > 35
+    assert psnr(restore_photo(load_network(box_file())[0], im), im) > 35
 
 
-@pytest.mark.parametrize('out, said', [('notes.safetensors', 'no weights in the safetensors format'), ('README.safetensors', 'README.md: the card would take its place'),
+@pytest.mark.parametrize('out, said', [('notes.safetensors', 'no weights in the safetensors format'),
+    ('README.safetensors', 'README.md: the card would take its place'),
     ('photo.jpg', 'ends in .safetensors'), ('file/box.safetensors', 'cannot be written to .*--out')])
 def test_box_over_nothing(tmp_path, monkeypatch, out, said):
     "Neither the weights nor their card go over a file that is something else; that is said before the training"
@@ -453,10 +455,10 @@ def test_course_restore_errors(course, one_line, args, said): assert said in one
 
 def test_no_weights_of_nan(model, tmp_path):
     "A network that training has spoilt is not written over a good one"
-    save_model(tmp_path/'m.safetensors', model, small)
+    save(tmp_path/'m.safetensors', model)
     good = (tmp_path/'m.safetensors').read_bytes()
     next(model.parameters()).data.fill_(torch.inf)
-    with pytest.raises(CourseError, match='m.safetensors: the training has failed'): save_model(tmp_path/'m.safetensors', model, small)
+    with pytest.raises(CourseError, match='m.safetensors: the training has failed'): save(tmp_path/'m.safetensors', model)
     assert (tmp_path/'m.safetensors').read_bytes() == good
 
 

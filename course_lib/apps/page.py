@@ -14,8 +14,9 @@ from PIL import Image
 from ..core import CourseError
 from ..crappify import apply, beside, file_bytes, parse_steps
 from .lab import BeforeAfter, watched
+from ..kept_weights import load_network
 from ..pictures import open_photo, open_rgb, why_unreadable
-from ..restore import box_file, load_model, restore_photo
+from ..restore import box_file, restore_photo
 from ..samples.photos import photo_sources
 
 # %% ../../nbs/apps/page.ipynb #7f7f635e
@@ -25,9 +26,7 @@ examples = { # what it is called → (photograph, damage)
     'somebody wrote on a portrait': ('portrait', 'jpeg(45) text(.09)')}
 
 # %% ../../nbs/apps/page.ipynb #8616bd30
-def example(
-    name:str # one of `examples`
-) -> Image.Image:
+def example(name:str) -> Image.Image: # one of `examples`
     "A held-out photograph, damaged"
     photo, steps = examples[name]
     im = open_rgb(photo_sources()[photo][0])
@@ -40,20 +39,17 @@ def read_photo(
     enlarge:int=1,      # how much larger the result will be
     most:int=24_000_000 # pixels of the result, at most
 ) -> Image.Image:
-    "The photograph that somebody has sent, upright; raises `CourseError` in one line, before it is decoded where it is too large"
+    "The photograph that was sent, upright; raises `CourseError`, before it is decoded where it is too large"
     try: return open_photo(data, most=most//enlarge**2)[0]
-    except Image.DecompressionBombError as e: why = f'{e}, enlarged {enlarge} times: this page takes {most/1e6:.0f} megapixels. Use course restore'
+    except Image.DecompressionBombError as e:
+        why = f'{e}, enlarged {enlarge} times: this page takes {most/1e6:.0f} megapixels. Use course restore'
     except Exception as e: why = f'{why_unreadable(e)}. Expected a photograph, such as a JPEG or PNG file'
     raise CourseError(why)
 
 # %% ../../nbs/apps/page.ipynb #c39b6b53
 class Photo:
     "A photograph that is to be restored: before, after, and both small enough for the browser"
-    def __init__(self,
-        data,                # see `read_photo`
-        model, enlarge:int=1,# see `restore_photo`
-        most:int=24_000_000  # see `read_photo`
-    ):
+    def __init__(self, data, model, enlarge:int=1, most:int=24_000_000): # see `read_photo`, `restore_photo`
         self.before = read_photo(data, enlarge, most)
         self.after = restore_photo(model, self.before, enlarge=enlarge)
     def shown(self, side=1024):
@@ -69,10 +65,11 @@ class RestorePage:
     def __init__(self,
         model=None # what restores; None: the model that comes with the course
     ):
-        self.model = model or load_model(box_file())[0]
+        self.model = model or load_network(box_file())[0]
         self.upload = widgets.FileUpload(accept='image/*', multiple=False, description='your photograph')
         self.sample = widgets.Dropdown(options=[*examples], description='or take')
-        self.enlarge = widgets.ToggleButtons(options=[('as it is', 1), ('twice as large', 2)], style=dict(button_width='110px'))
+        sizes = [('as it is', 1), ('twice as large', 2)]
+        self.enlarge = widgets.ToggleButtons(options=sizes, style=dict(button_width='110px'))
         self.view, self.home = BeforeAfter(), widgets.HTML()
         self.said = self.view.said
         rows = [widgets.HBox([self.upload, self.sample]), self.enlarge, self.view.box, self.home]
@@ -83,10 +80,7 @@ class RestorePage:
         self.take(example(self.sample.value), self.sample.value)
     def uploaded(self):
         if self.upload.value: self.take(bytes(self.upload.value[0].content), self.upload.value[0].name)
-    def take(self,
-        source, name # see `read_photo`; what it is called
-    ):
-        "A new photograph"
+    def take(self, source, name): # see `read_photo`; what it is called
         self.source, self.name = source, name
         self.refresh()
     def refresh(self):
@@ -99,7 +93,8 @@ class RestorePage:
             name = Path(self.name).stem.replace(' ', '-') + '-restored.jpg'
             data = file_bytes(self.photo.after, name)
             self.view.show(*self.photo.shown())
-            self.home.value = _link.format(html.escape(name, quote=True), base64.b64encode(data).decode(), len(data)/1e3)
+            link = html.escape(name, quote=True), base64.b64encode(data).decode(), len(data)/1e3
+            self.home.value = _link.format(*link)
         finally: self.upload.disabled = self.sample.disabled = False
     def _repr_mimebundle_(self, **kwargs):
         if watched() or 'VOILA_REQUEST_URL' in os.environ:
@@ -109,7 +104,7 @@ class RestorePage:
 
 # %% ../../nbs/apps/page.ipynb #5cb6ca06
 def restore_page(
-    model=None # what restores, such as `load_model` gives; None: the model that comes with the course
+    model=None # what restores, such as `load_network` gives; None: the model that comes with the course
 ) -> RestorePage:
     "A page for restoring photographs; in a notebook, or by itself: `voila nbs/apps/restore_page.ipynb`"
     return RestorePage(model)

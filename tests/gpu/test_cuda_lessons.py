@@ -8,7 +8,7 @@ from course_lib import cyclegan, darknet, gan, heads, models, pairs, pointer, rn
 from course_lib.core import default_device, lesson_settings
 from course_lib.show import show_images, to_array
 from course_lib.data import get_data
-from course_lib.feature_loss import FeatureLoss, Judge, lsuv_
+from course_lib.feature_loss import FeatureLoss, LossNetwork, lsuv_
 from course_lib.phases import TrainingPhase, sized_dls, small_net
 from course_lib.resnet import course_learner
 from course_lib.style import picture_batch, soft_noise, style_judge, transfer, transfer_loss
@@ -45,13 +45,13 @@ def test_half_dtype(dev):
 def test_judge_in_half(dev, half):
     "Both types of 16 bits pull where 32 bits pull, also when all is under autocast"
     torch.manual_seed(0)
-    judge = Judge(models.torchvision_encoder('vgg11'), [1,4,9])
+    net = LossNetwork(models.torchvision_encoder('vgg11'), [1,4,9])
     p, t = torch.randn(2,2,3,128,128)
-    lsuv_(judge.net, p)
-    judge, p, t = judge.to(dev), p.to(dev), t.to(dev)
+    lsuv_(net.net, p)
+    net, p, t = net.to(dev), p.to(dev), t.to(dev)
     def slope(low, outer=None):
         q = p.clone().requires_grad_()
-        with torch.autocast('cuda', outer, enabled=outer is not None): loss = FeatureLoss(judge, low=low)(q, t)
+        with torch.autocast('cuda', outer, enabled=outer is not None): loss = FeatureLoss(net, low=low)(q, t)
         return torch.autograd.grad(loss, q)[0].flatten()
     for o in (slope(half), slope(None, half), slope(half, half)): assert F.cosine_similarity(o, slope(None), dim=0) > .99
 
@@ -59,7 +59,7 @@ def test_judge_in_half(dev, half):
 def test_superres(dev):
     "Lesson 04: a step of each side"
     cfg = lesson_settings('04', 'sample')
-    gen, critic = (o.to(dev) for o in (pairs.make_generator(cfg)[0], gan.lesson_critic(cfg)))
+    gen, critic = (o.to(dev) for o in (gan.make_generator(cfg)[0], gan.lesson_critic(cfg)))
     xb, yb = torch.randn(2, 2, 3, cfg.crop, cfg.crop, device=dev)
     opts = [torch.optim.Adam(o.parameters(), 1e-3) for o in (critic, gen)]
     first = gan.generator_step(gen, critic, opts[1], xb, yb)
