@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scene_codes', 'scene_files', 'mask_file', 'SceneMask', 'check_masks', 'check_sizes']
 
-# %% ../nbs/lib/scenes.ipynb #0e345aa0
+# %% ../nbs/lib/scenes.ipynb #a9916d6d
 from pathlib import Path
 import numpy as np
 from fastai.vision.all import PILMask, get_image_files
@@ -32,7 +32,7 @@ def scene_files(
     path # a folder with `images`, `valid.txt`, and perhaps `train.txt` and `test.txt`
 ) -> dict: # `train`, `valid` and, where there is one, `test` → list of picture files
     "The pictures of each part of a split, all that is in no list in `train` where that has none"
-    pics = {o.name: o for o in get_image_files(Path(path)/'images').sorted()}
+    pics = {o.name: o for o in get_image_files(Path(path)/'images', recurse=False).sorted()}
     lists = {k: f for k in ('train', 'valid', 'test') if (f := Path(path)/f'{k}.txt').exists()}
     names = {k: f.read_text(encoding='utf-8-sig').splitlines() for k,f in lists.items()}
     names = {k: [o.strip() for o in v if o.strip()] for k,v in names.items()}

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, segment, show, style, style_experiments, unet, wgan, wgan_experiments
+from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, show, style, style_experiments, unet, wgan, wgan_experiments
 from course_lib import checkpoints as cyclegan_parts
 from course_lib import kid as judge
 from course_lib.apps import style_files
@@ -22,7 +22,7 @@ draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
     'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside',
     'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.plain_scores', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
-    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors', 'feature_loss.last_step_mask'}
+    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'feature_loss.last_step_mask'}
 
 
 def public():
@@ -87,7 +87,6 @@ def dls(*batch): return DataLoaders(*[DataLoader([batch], bs=None, num_workers=0
 
 nets = { # class → a network of it, and its input
     'resnet.PlainOrRes': lambda: (resnet.PlainOrRes(4, 8, 2), pics(2,4,8,8)),
-    'resnet.ResBlock': lambda: (resnet.ResBlock(4), pics(2,4,8,8)),
     'resnet.SequentialEx': lambda: (resnet.res_block(4), pics(2,4,8,8)),
     'resnet.MergeLayer': lambda: (resnet.res_block(4, dense=True), pics(2,4,8,8)),
     'resnet.DenseLayer': lambda: (resnet.DenseLayer(4, 2), pics(2,4,8,8)),
@@ -96,10 +95,6 @@ nets = { # class → a network of it, and its input
     'unet.UnetBlock': lambda: (unet.UnetBlock(16, 8, attention=True, norm='spectral'), pics(2,16,4,4), pics(2,8,8,8)),
     'unet.LastCross': lambda: (unet.LastCross(7), pics(2,4,8,8), pics(2,3,8,8)),
     'unet.Unet': lambda: (unet.Unet(small_encoder((8,8,16)), 5, (32,32), bottle=True, attention=True, norm='batch'), pics(2,3,32,32)),
-    'segment.ResUnetBlock': lambda: (segment.ResUnetBlock(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
-    'segment.NoCross': lambda: (segment.NoCross(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
-    'segment.NoPixels': lambda: (segment.NoPixels(7), pics(2,4,8,8), pics(2,3,8,8)),
-    'segment.TransposedBlock': lambda: (segment.TransposedBlock(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
     'pairs.InputUnet': lambda: (restore.photo_unet(dict(widths=[8,8,16])), pics(2,3,32,32)),
     'gan.CriticBlock': lambda: (gan.CriticBlock(4), pics(2,4,8,8)),
     'feature_loss.Judge': lambda: (a_judge(), pics(2,3,32,32).requires_grad_()),
@@ -143,12 +138,12 @@ def photo(): return Image.new('RGB', (40, 32), (90, 120, 40))
 def rooms(n): return torch.zeros(n,3,32,32, dtype=torch.uint8)
 
 losses = {
-    'resnet.loss_surface': lambda: resnet.loss_surface(there(resnet.simple_cnn()), pics(2,1,28,28), ids(2), n=3) is not None and None,
-    'segment.SceneLoss': lambda: [segment.SceneLoss(1)(x := pics(2,4,8,8).requires_grad_(), ids(2,8,8)), segment.SceneLoss(1).decodes(x)],
-    'segment.acc_camvid': lambda: segment.acc_camvid(pics(2,4,8,8), ids(2,8,8), 1), 'segment.confusion': lambda: segment.confusion(ids(9), ids(9), 4, 1),
-    'segment.class_iou': lambda: segment.class_iou(pics(4,4)), 'segment.scores': lambda: segment.scores(pics(4,4)),
-    'segment.commonest': lambda: segment.commonest(ids(3,8,8), 4, 1),
-    'segment.MeanIoU': lambda: metric(segment.MeanIoU(4, 1), pics(2,4,8,8), ids(2,8,8)), 'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
+    'unet.SceneLoss': lambda: [unet.SceneLoss(1)(x := pics(2,4,8,8).requires_grad_(), ids(2,8,8)), unet.SceneLoss(1).decodes(x)],
+    'unet.confusion': lambda: unet.confusion(ids(2,8,8), ids(2,8,8), 4, 1), 'unet.class_iou': lambda: unet.class_iou(pics(4,4)),
+    'unet.pixel_accuracy': lambda: unet.pixel_accuracy(pics(4,4)), 'unet.mean_iou': lambda: unet.mean_iou(pics(4,4)),
+    'unet.most_frequent': lambda: unet.most_frequent(SimpleNamespace(loaders=[SimpleNamespace(tensors=lambda: (None, ids(3,8,8)))]*2), 4, 1),
+    'unet.SceneMetric': lambda: metric(unet.SceneMetric(unet.mean_iou, 4, 1), pics(2,4,8,8), ids(2,8,8)),
+    'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
     'pairs.batch_psnr': lambda: pairs.batch_psnr(pics(2,3,16,16), pics(2,3,16,16)), 'pairs.batch_ssim': lambda: pairs.batch_ssim(pics(2,3,16,16), pics(2,3,16,16)),
     'gan.critic_bce': lambda: gan.critic_bce(critic(), pics(2,3,64,64), pics(2,3,64,64)),
     'gan.generator_loss': lambda: gan.generator_loss(critic(), pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
@@ -196,9 +191,7 @@ def critic(): return there(gan.patch_critic(4))
 
 steps = {
     'resnet.course_learner': lambda: learns(resnet.course_learner(dls(pics(4,1,28,28), ids(4)), resnet.resnet_ish())),
-    'segment.segmenter': lambda: learns(segment.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
-    'segment.score_files': lambda: here(segment.predict_scenes(there(unet.Unet(small_encoder((8,8,16)), 3, (32,32))), [(pics(2,3,32,32), ids(2,32,32))])),
-    'segment.dense_step': lambda: there(segment.dense_step(4, 8, 2))(pics(2,4,8,8)),
+    'unet.segmenter': lambda: learns(unet.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
     'pairs.gen_learner': lambda: learns(pairs.gen_learner(dls(pics(2,3,64,64), pics(2,3,64,64)), pairs.make_generator(cfg('04'))[0])),
     'gan.critic_learner': lambda: learns(gan.critic_learner(dls(pics(2,3,64,64), ids(2)), gan.lesson_critic(cfg('04')))),
     'gan.gan_learner': lambda: learns(a_game()),
@@ -240,8 +233,6 @@ figures = {
     'show.to_array': lambda: [show.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
     'show.show_images': lambda: show.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
     'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None, 'pairs.to_pil': lambda: pairs.to_pil(pics(3,8,8)) and None,
-    'segment.paint': lambda: show.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
-    'segment.three': lambda: show.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
     'cyclegan.strips': lambda: show.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
     'cyclegan_parts.save_strips': lambda: cyclegan_parts.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
     'judge.gallery': lambda: show.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
