@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scene_codes', 'scene_files', 'mask_file', 'SceneMask', 'check_masks', 'check_sizes']
 
-# %% ../nbs/lib/scenes.ipynb #a9916d6d
+# %% ../nbs/lib/scenes.ipynb #1da5f91a
 from pathlib import Path
 import numpy as np
 from fastai.vision.all import PILMask, get_image_files
@@ -20,11 +20,14 @@ def scene_codes(
 ) -> list:
     "The names of the classes, a line each, in the order of their numbers"
     f = Path(path)/'codes.txt'
-    codes = [o.strip() for o in f.read_text(encoding='utf-8-sig').rstrip().splitlines()] if f.exists() else []
-    if not codes or '' in codes or len({*codes}) < len(codes):
-        raise CourseError(f'{f}: Expected the name of a class on each line, and no name twice')
-    if 'Void' not in codes:
-        raise CourseError(f'{f}: no class is called Void, for pixels that do not count. Add it on a line')
+    if not f.exists():
+        raise CourseError(f'{f}: there is no such file. Expected the names of the classes, one on each line')
+    codes = [o.strip() for o in f.read_text(encoding='utf-8-sig').rstrip().splitlines()]
+    twice = [o for o in codes if codes.count(o) > 1]
+    if '' in codes: raise CourseError(f'{f}: line {codes.index("")+1} is empty. Expected the name of a class there')
+    if twice: raise CourseError(f'{f}: {twice[0]} stands there twice. Expected another name on each line')
+    if 'Void' not in codes: raise CourseError(f'{f}: no class is called Void, which is for pixels that do not count. '
+                                              'Add it, on a line of its own')
     return codes
 
 # %% ../nbs/lib/scenes.ipynb #35019c94
