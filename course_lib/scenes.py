@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scene_codes', 'scene_files', 'mask_file', 'SceneMask', 'check_masks', 'check_sizes']
 
-# %% ../nbs/lib/scenes.ipynb #a66ac8c7
+# %% ../nbs/lib/scenes.ipynb #729178b4
 from pathlib import Path
 import numpy as np
 from fastai.vision.all import PILMask, get_image_files
@@ -24,7 +24,7 @@ def scene_codes(
         raise CourseError(f'{f}: there is no such file. Expected the names of the classes, one on each line')
     codes = [o.strip() for o in f.read_text(encoding='utf-8-sig').rstrip().splitlines()]
     twice = [o for o in codes if codes.count(o) > 1]
-    if '' in codes: raise CourseError(f'{f}: line {codes.index("")+1} is empty. Expected a class on each line')
+    if '' in codes: raise CourseError(f'{f}: line {codes.index("")+1} is empty. Expected a class in each')
     if twice: raise CourseError(f'{f}: {twice[0]} stands there twice. Expected another name on each line')
     if 'Void' not in codes: raise CourseError(f'{f}: no class is called Void, for pixels that do not count. '
                                               'Add it, on a line of its own')

@@ -322,7 +322,7 @@ def fit_stage(
         learn.unfreeze(); fit(opened, lrs, cfg.pct_open)
     finally: learn._end_cleanup() # a fit that failed would hold on to its last batch
 
-# %% ../nbs/02_unet_segmentation.ipynb #36acf085
+# %% ../nbs/02_unet_segmentation.ipynb #637eed4c
 def scene_stages(
     cfg # the lesson's settings
 ) -> list: # for each stage height, epochs frozen, epochs open, rate, rates: see `fit_stage`
@@ -330,7 +330,7 @@ def scene_stages(
     return [(cfg.height_small, cfg.epochs_frozen, cfg.epochs_open, cfg.lr, slice(cfg.lr/400, cfg.lr/4)),
         (cfg.height, cfg.epochs_frozen_full, cfg.epochs_open_full, cfg.lr_full, slice(1e-6, cfg.lr_full/10))]
 
-# %% ../nbs/02_unet_segmentation.ipynb #785d4e6b
+# %% ../nbs/02_unet_segmentation.ipynb #ab6547e9
 def fit_size(
     learn, cfg, path, was_pretrained, # a Learner from `segmenter`, …
     height:int, *stage                # pixels; the rest of a stage
