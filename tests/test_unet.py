@@ -447,7 +447,8 @@ def test_a_class_name_is_a_line(path):
     f = path/'codes.txt'
     f.write_bytes('\ufeffSky\r\nRoad marking \r\nOther moving\r\nVoid\r\n\r\n'.encode())
     assert scene_codes(path) == ['Sky', 'Road marking', 'Other moving', 'Void']
-    for text, what in (('Sky\n\nRoad\nVoid\n', 'line 2 is empty'), ('Sky\nRoad\nRoad\nVoid\n', 'Road stands there twice'), ('Sky Road Void\n', 'a line of its own')):
+    wrong = {'Sky\n\nRoad\nVoid\n': 'line 2 is empty', 'Sky\nRoad\nRoad\nVoid\n': 'Road stands there twice', 'Sky Road Void\n': 'a line of its own'}
+    for text, what in wrong.items():
         f.write_text(text)
         with pytest.raises(CourseError, match=what): scene_codes(path)
     f.unlink()
@@ -500,7 +501,9 @@ def test_broken_notes(path, name, note):
 
 def test_mask_as_a_bomb(path):
     "Looked at before it is decoded, as every picture is"
-    head = lambda w, h: (lambda b: (13).to_bytes(4, 'big') + b + zlib.crc32(b).to_bytes(4, 'big'))(b'IHDR' + w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([8, 0, 0, 0, 0]))
+    def head(w, h): # a PNG's first chunk
+        b = b'IHDR' + w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([8, 0, 0, 0, 0])
+        return (13).to_bytes(4, 'big') + b + zlib.crc32(b).to_bytes(4, 'big')
     (path/'labels'/'a_P.png').write_bytes((path/'labels'/'a_P.png').read_bytes().replace(head(32, 24), head(12_000, 12_000)))
     with pytest.raises(CourseError, match='a_P.png.*12,000×12,000 pixels are too many'): scene_dls(path, 2, (24, 32))
 
