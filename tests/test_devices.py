@@ -20,9 +20,9 @@ from course_lib.unet import small_encoder
 named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|^(show|draw|plot)_', re.I)
 draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
-    'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside',
-    'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
-    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors'}
+    'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside', 'samples.kit.as_image',
+    'samples.bedrooms.bedroom', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
+    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at'}
 
 
 def public():
@@ -87,7 +87,6 @@ def dls(*batch): return DataLoaders(*[DataLoader([batch], bs=None, num_workers=0
 
 nets = { # class → a network of it, and its input
     'resnet.PlainOrRes': lambda: (resnet.PlainOrRes(4, 8, 2), pics(2,4,8,8)),
-    'resnet.ResBlock': lambda: (resnet.ResBlock(4), pics(2,4,8,8)),
     'resnet.SequentialEx': lambda: (resnet.res_block(4), pics(2,4,8,8)),
     'resnet.MergeLayer': lambda: (resnet.res_block(4, dense=True), pics(2,4,8,8)),
     'resnet.DenseLayer': lambda: (resnet.DenseLayer(4, 2), pics(2,4,8,8)),
@@ -96,10 +95,6 @@ nets = { # class → a network of it, and its input
     'unet.UnetBlock': lambda: (unet.UnetBlock(16, 8, attention=True, norm='spectral'), pics(2,16,4,4), pics(2,8,8,8)),
     'unet.LastCross': lambda: (unet.LastCross(7), pics(2,4,8,8), pics(2,3,8,8)),
     'unet.Unet': lambda: (unet.Unet(small_encoder((8,8,16)), 5, (32,32), bottle=True, attention=True, norm='batch'), pics(2,3,32,32)),
-    'segment.ResUnetBlock': lambda: (segment.ResUnetBlock(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
-    'segment.NoCross': lambda: (segment.NoCross(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
-    'segment.NoPixels': lambda: (segment.NoPixels(7), pics(2,4,8,8), pics(2,3,8,8)),
-    'segment.TransposedBlock': lambda: (segment.TransposedBlock(16, 8), pics(2,16,4,4), pics(2,8,8,8)),
     'gan.InputUnet': lambda: (restore.photo_unet(dict(widths=[8,8,16])), pics(2,3,32,32)),
     'gan.CriticBlock': lambda: (gan.CriticBlock(4), pics(2,4,8,8)),
     'feature_loss.LossNetwork': lambda: (a_loss_network(), pics(2,3,32,32).requires_grad_()),
@@ -120,15 +115,23 @@ nets = { # class → a network of it, and its input
     'cyclegan_parts.Conv2d': lambda: (halved(cyclegan_parts.Conv2d(3, 4, 3)), pics(2,3,8,8)),
     'cyclegan_parts.UnetGenerator': lambda: (cyclegan_parts.UnetGenerator(4, 2, True), pics(2,3,16,16)),
     'style.Canvas': lambda: (style.Canvas(pics(1,3,16,16)),),
-    'rnn.Model0': lambda: (rnn.Model0(9, 8), ids(2,3)), 'rnn.Model1': lambda: (rnn.Model1(9, 8), ids(2,6)), 'rnn.Model2': lambda: (rnn.Model2(9, 8), ids(2,6)),
-    'rnn.Model3': lambda: (rnn.Model3(9, 8), ids(2,6)), 'rnn.Model4': lambda: (rnn.Model4(9, 8), ids(2,6)), 'rnn.Model5': lambda: (rnn.Model5(9, 8), ids(2,6)),
-    'rnn.RNNCell': lambda: (rnn.RNNCell(4, 8), pics(2,4), pics(2,8)), 'rnn.GRUCell': lambda: (rnn.GRUCell(4, 8), pics(2,4), pics(2,8)),
+    'rnn.Model0': lambda: (rnn.Model0(9, 8), ids(2,3)),
+    'rnn.Model1': lambda: (rnn.Model1(9, 8), ids(2,6)),
+    'rnn.Model2': lambda: (rnn.Model2(9, 8), ids(2,6)),
+    'rnn.Model3': lambda: (rnn.Model3(9, 8), ids(2,6)),
+    'rnn.Model4': lambda: (rnn.Model4(9, 8), ids(2,6)),
+    'rnn.Model5': lambda: (rnn.Model5(9, 8), ids(2,6)),
+    'rnn.RNNCell': lambda: (rnn.RNNCell(4, 8), pics(2,4), pics(2,8)),
+    'rnn.GRUCell': lambda: (rnn.GRUCell(4, 8), pics(2,4), pics(2,8)),
     'rnn.LSTMCell': lambda: (rnn.LSTMCell(4, 8), pics(2,4), (pics(2,8), pics(2,8))),
     'pointer.Dropout': lambda: (pointer.Dropout(.5), pics(2,4)),
-    'pointer.TiedLM': lambda: (pointer.TiedLM(9, 8), ids(2,6)), 'pointer.PointerLM': lambda: (pointer.PointerLM(9, 8), ids(2,6)),
-    'heads.BothWays': lambda: (heads.Labeller(heads.BothWays(9, 8), 16, 3), ids(2,6)), 'heads.Labeller': lambda: (heads.Labeller(rnn.Model5(9, 8), 8, 3), ids(2,6)),
+    'pointer.TiedLM': lambda: (pointer.TiedLM(9, 8), ids(2,6)),
+    'pointer.PointerLM': lambda: (pointer.PointerLM(9, 8), ids(2,6)),
+    'heads.BothWays': lambda: (heads.Labeller(heads.BothWays(9, 8), 16, 3), ids(2,6)),
+    'heads.Labeller': lambda: (heads.Labeller(rnn.Model5(9, 8), 8, 3), ids(2,6)),
     'heads.Classifier': lambda: (heads.Classifier(rnn.Model5(9, 8), 8, 3), ids(2,6)),
-    'darknet.ResLayer': lambda: (darknet.ResLayer(8), pics(2,8,8,8)), 'darknet.Darknet': lambda: (darknet.Darknet([1, 1], nf=4, stem=darknet.far_stem), pics(2,3,32,32)),
+    'darknet.ResLayer': lambda: (darknet.ResLayer(8), pics(2,8,8,8)),
+    'darknet.Darknet': lambda: (darknet.Darknet([1, 1], nf=4, stem=darknet.far_stem), pics(2,3,32,32)),
     'darknet.Branches': lambda: (darknet.Branches(8), pics(2,8,8,8)),
 }
 def faded(net): net.fade = .5; return net
@@ -143,12 +146,7 @@ def photo(): return Image.new('RGB', (40, 32), (90, 120, 40))
 def rooms(n): return torch.zeros(n,3,32,32, dtype=torch.uint8)
 
 losses = {
-    'resnet.loss_surface': lambda: resnet.loss_surface(there(resnet.simple_cnn()), pics(2,1,28,28), ids(2), n=3) is not None and None,
-    'segment.SceneLoss': lambda: [segment.SceneLoss(1)(x := pics(2,4,8,8).requires_grad_(), ids(2,8,8)), segment.SceneLoss(1).decodes(x)],
-    'segment.acc_camvid': lambda: segment.acc_camvid(pics(2,4,8,8), ids(2,8,8), 1), 'segment.confusion': lambda: segment.confusion(ids(9), ids(9), 4, 1),
-    'segment.class_iou': lambda: segment.class_iou(pics(4,4)), 'segment.scores': lambda: segment.scores(pics(4,4)),
-    'segment.commonest': lambda: segment.commonest(ids(3,8,8), 4, 1),
-    'segment.MeanIoU': lambda: metric(segment.MeanIoU(4, 1), pics(2,4,8,8), ids(2,8,8)), 'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
+    'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
     'pairs.photo_scores': lambda: pairs.photo_scores(pics(2,3,16,16), pics(2,3,16,16)),
     'gan.critic_bce': lambda: gan.critic_bce(critic(), pics(2,3,64,64), pics(2,3,64,64)),
     'gan.generator_loss': lambda: gan.generator_loss(critic(), pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
@@ -157,7 +155,8 @@ losses = {
     'feature_loss.make_loss': lambda: feature_loss.make_loss(cfg('05'), pics(2,3,64,64))[0](pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
     'feature_loss.gram_matrix': lambda: feature_loss.gram_matrix(pics(2,4,8,8).requires_grad_()),
     'feature_loss.restoration_scores': lambda: feature_loss.restoration_scores(pics(2,3,16,16), pics(2,3,16,16)),
-    'wgan.wgan_gap': lambda: wgan.wgan_gap(pics(4), pics(4)), 'wgan.fake_score': lambda: wgan.fake_score(pics(4)),
+    'wgan.wgan_gap': lambda: wgan.wgan_gap(pics(4), pics(4)),
+    'wgan.fake_score': lambda: wgan.fake_score(pics(4)),
     'wgan.fresh_gap': lambda: wgan.fresh_gap(there(dcgan.DCGAN_G(16, 5, 3, 4)), torch.zeros(8,3,16,16, dtype=torch.uint8), cfg('06', sz=16, nf_critic=4, bs=4, nz=5), 2),
     'wgan_experiments.gradient_penalty': lambda: wgan_experiments.gradient_penalty(there(dcgan.DCGAN_D(16, 3, 4, block=dcgan.NoNorm)), pics(2,3,16,16), pics(2,3,16,16)),
     'judge.kernel_distance': lambda: judge.kernel_distance(there(judge.RoomJudge(4)).eval(), rooms(4), rooms(4)),
@@ -173,19 +172,33 @@ losses = {
     'style.relative_error': lambda: style.relative_error(pics(2,4,8,8).requires_grad_(), pics(1,4,8,8)),
     'style.picture_loss': lambda: style.picture_loss(net := plain(), [style.content_term(net, pics(1,3,16,16), 3)])(pics(1,3,16,16).requires_grad_()),
     'style.transfer_loss': lambda: style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1)(pics(1,3,32,32).requires_grad_()),
-    'style.match_colours': lambda: style.match_colours(pics(1,3,16,16), pics(1,3,16,16)), 'style.keep_colours': lambda: style.keep_colours(pics(1,3,16,16), pics(1,3,16,16)),
+    'style.match_colours': lambda: style.match_colours(pics(1,3,16,16), pics(1,3,16,16)),
+    'style.keep_colours': lambda: style.keep_colours(pics(1,3,16,16), pics(1,3,16,16)),
     'style_experiments.total_variation': lambda: style_experiments.total_variation(pics(2,3,8,8).requires_grad_()),
     'style_experiments.masked_gram': lambda: style_experiments.masked_gram(pics(2,4,8,8).requires_grad_(), pics(1,1,16,16)),
     'style_experiments.patchiness': lambda: style_experiments.patchiness(plain(), pics(1,3,64,64)),
-    'harmonize.object_gram': lambda: harmonize.object_gram(pics(4,9).requires_grad_()), 'harmonize.histogram_match': lambda: harmonize.histogram_match(pics(4,9), pics(4,7)),
-    'harmonize.variation': lambda: harmonize.variation(pics(1,3,8,8)), 'harmonize.tv_weight': lambda: harmonize.tv_weight(pics(1,3,8,8)),
+    'harmonize.object_gram': lambda: harmonize.object_gram(pics(4,9).requires_grad_()),
+    'harmonize.histogram_match': lambda: harmonize.histogram_match(pics(4,9), pics(4,7)),
+    'harmonize.variation': lambda: harmonize.variation(pics(1,3,8,8)),
+    'harmonize.tv_weight': lambda: harmonize.tv_weight(pics(1,3,8,8)),
     'harmonize.smooth_colours': lambda: harmonize.smooth_colours(pics(1,3,8,8), pics(1,1,8,8)),
     'rnn.last_word_loss': lambda: rnn.last_word_loss(pics(2,9).requires_grad_(), ids(2,6)),
-    'rnn.word_scores': lambda: rnn.word_scores(there(pointer.TiedLM(9, 8)), ids(2,6)), 'rnn.guesses': lambda: here(rnn.guesses(there(rnn.Model5(9, 8)), torch.zeros(200, dtype=torch.long), 4, 6)),
-    'pointer.activation_penalty': lambda: pointer.activation_penalty(pics(2,6,8).requires_grad_()), 'pointer.temporal_penalty': lambda: pointer.temporal_penalty(pics(2,6,8).requires_grad_()),
+    'rnn.word_scores': lambda: rnn.word_scores(there(pointer.TiedLM(9, 8)), ids(2,6)),
+    'rnn.guesses': lambda: here(rnn.guesses(there(rnn.Model5(9, 8)), torch.zeros(200, dtype=torch.long), 4, 6)),
+    'pointer.activation_penalty': lambda: pointer.activation_penalty(pics(2,6,8).requires_grad_()),
+    'pointer.temporal_penalty': lambda: pointer.temporal_penalty(pics(2,6,8).requires_grad_()),
     'pointer.errors_by': lambda: pointer.errors_by(['a', 'b'], ids(2) > 0) and None,
-    'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()), 'darknet.reflect_crop': lambda: darknet.reflect_crop(pics(4,3,8,8), 2),
-    'data.random_crop': lambda: data.random_crop(pics(4,1,8,8), 3), 'models.in_half': lambda: models.in_half(lambda x: [x*2], pics(2,3,8,8).requires_grad_(), torch.float16),
+    'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()),
+    'darknet.reflect_crop': lambda: darknet.reflect_crop(pics(4,3,8,8), 2),
+    'data.random_crop': lambda: data.random_crop(pics(4,1,8,8), 3),
+    'models.in_half': lambda: models.in_half(lambda x: [x*2], pics(2,3,8,8).requires_grad_(), torch.float16),
+    'unet.SceneLoss': lambda: [unet.SceneLoss(1)(x := pics(2,4,8,8).requires_grad_(), ids(2,8,8)), unet.SceneLoss(1).decodes(x)],
+    'unet.confusion': lambda: unet.confusion(ids(2,8,8), ids(2,8,8), 4, 1),
+    'unet.class_iou': lambda: unet.class_iou(pics(4,4)),
+    'unet.pixel_accuracy': lambda: unet.pixel_accuracy(pics(4,4)),
+    'unet.mean_iou': lambda: unet.mean_iou(pics(4,4)),
+    'unet.most_frequent': lambda: unet.most_frequent(SimpleNamespace(loaders=[SimpleNamespace(tensors=lambda: (None, ids(3,8,8)))]*2), 4, 1),
+    'unet.SceneMetric': lambda: metric(unet.SceneMetric(unet.mean_iou, 4, 1), pics(2,4,8,8), ids(2,8,8)),
 }
 def metric(m, pred, y):
     m.reset()
@@ -195,9 +208,6 @@ def critic(): return there(gan.patch_critic(4))
 
 steps = {
     'resnet.course_learner': lambda: learns(resnet.course_learner(dls(pics(4,1,28,28), ids(4)), resnet.resnet_ish())),
-    'segment.segmenter': lambda: learns(segment.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
-    'segment.score_files': lambda: here(segment.predict_scenes(there(unet.Unet(small_encoder((8,8,16)), 3, (32,32))), [(pics(2,3,32,32), ids(2,32,32))])),
-    'segment.dense_step': lambda: there(segment.dense_step(4, 8, 2))(pics(2,4,8,8)),
     'gan.gen_learner': lambda: learns(gan.gen_learner(dls(pics(2,3,64,64), pics(2,3,64,64)), gan.make_generator(cfg('04'))[0])),
     'gan.critic_learner': lambda: learns(gan.critic_learner(dls(pics(2,3,64,64), ids(2)), gan.lesson_critic(cfg('04')))),
     'gan.gan_learner': lambda: learns(a_game()),
@@ -223,6 +233,7 @@ steps = {
     'phase_parts.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phase_parts.AverageWeights()),
     'schedules.lars': lambda: phased([phases.TrainingPhase(2, schedules.lars, lr=.1)]),
     'restore.restore_photo': lambda: restore.restore_photo(there(restore.photo_unet(dict(widths=[8,8,16]))), photo(), most=1, tile=64, overlap=32) and None,
+    'unet.segmenter': lambda: learns(unet.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
 }
 def generator(): return there(restore.photo_unet(dict(widths=[8,8,16])))
 def a_game():
@@ -238,8 +249,6 @@ figures = {
     'show.to_array': lambda: [show.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
     'show.show_images': lambda: show.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
     'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None,
-    'segment.paint': lambda: show.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
-    'segment.three': lambda: show.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
     'cyclegan.strips': lambda: show.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
     'cyclegan_parts.save_strips': lambda: cyclegan_parts.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
     'judge.gallery': lambda: show.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
@@ -254,7 +263,12 @@ def schedule_of_a_fit():
     with learn.no_bar(), learn.no_logging(): learn.fit_phases([phases.TrainingPhase(2, lr=.1)])
     return learn.plot_lr()
 
-cases = {**{k: lambda f=f: net(*f()) for k,f in nets.items()}, **losses, **steps, **figures}
+cases = {
+    **{k: lambda f=f: net(*f()) for k,f in nets.items()},
+    **losses,
+    **steps,
+    **figures,
+}
 def net(model, *inputs): return there(model).train()(*inputs)
 
 

@@ -3,8 +3,7 @@ import pytest, torch
 from fastai.vision.all import ResBlock as FastaiResBlock
 from course_lib.core import CourseError
 from course_lib.data import get_data
-from course_lib.resnet import (ResBlock, course_learner, deep_net, dense_ish, fewer_items, loss_surface, mnist_dls, n_params, resnet_ish,
-    short_cnn, simple_cnn, wide_resnet)
+from course_lib.resnet import course_learner, deep_net, mnist_dls, n_params, res_block, resnet_ish, short_cnn, simple_cnn
 
 
 @pytest.fixture(scope='module')
@@ -15,7 +14,7 @@ def xb(): return torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_se
 def dls(): return mnist_dls(get_data('mnist', 'sample'), bs=64)
 
 
-@pytest.mark.parametrize('net', [simple_cnn, short_cnn, resnet_ish, dense_ish, wide_resnet, lambda: deep_net(20, True), lambda: deep_net(8, False)])
+@pytest.mark.parametrize('net', [simple_cnn, short_cnn, resnet_ish, lambda: deep_net(20, True), lambda: deep_net(8, False)])
 def test_one_number_a_digit(net, xb): assert net().eval()(xb).shape == (4, 10)
 
 
@@ -37,28 +36,9 @@ def test_batches(dls):
     for f,(_,y) in list(zip(dls.valid_ds.items, dls.valid_ds))[:5]: assert dls.vocab[y] == f.parent.name
 
 
-def test_fewer_items(dls):
-    "A part of the training set, the same each time, and the whole validation set"
-    part = fewer_items(dls, 192)
-    seen = lambda: sorted(int(y) for _,yb in part.train for y in yb)
-    assert [len(x) for x,_ in part.train] == [64]*3 and seen() == seen()
-    assert sum(len(x) for x,_ in part.valid) == 360
-    assert sum(len(x) for x,_ in dls.train) > 1300, 'the DataLoaders it was taken from are as they were'
-
-
-def test_loss_surface(xb):
-    "Its middle is the model's own loss, and the model is unchanged"
-    model, yb = simple_cnn().eval(), torch.arange(4)
-    before = {k: v.clone() for k,v in model.state_dict().items()}
-    z = loss_surface(model, xb, yb, n=3)
-    assert z.shape == (3, 3) and len(set(z.flatten())) == 9
-    assert z[1, 1] == pytest.approx(torch.nn.functional.cross_entropy(model(xb), yb).item(), abs=1e-6)
-    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
-
-
 def test_our_block_is_fastais():
     "At the start it is a ReLU; with fastai's weights it gives fastai's result"
-    ours, theirs, x = ResBlock(8).eval(), FastaiResBlock(1, 8, 8).eval(), torch.randn(2, 8, 5, 5)
+    ours, theirs, x = res_block(8).eval(), FastaiResBlock(1, 8, 8).eval(), torch.randn(2, 8, 5, 5)
     assert torch.equal(ours(x), x.relu())
     for a,b in zip(ours.parameters(), theirs.parameters(), strict=True): a.data.copy_(torch.nn.init.normal_(b.data))
     assert torch.allclose(ours(x), theirs(x), atol=1e-4) and not torch.allclose(ours(x), x.relu(), atol=.1)

@@ -306,12 +306,12 @@ def test_stamp_covers_the_whole_module(name, monkeypatch):
 
 def lessons_items():
     "What each lesson reads of its sample: lesson → files, in some order"
-    from course_lib import cyclegan, darknet, pairs, resnet, segment, style, style_experiments, wgan
+    from course_lib import cyclegan, darknet, pairs, resnet, scenes, style, style_experiments, wgan
     cfg = {o: lesson_settings(o, 'sample') for o in lessons()}
     ten, one = (f(get_data(d, 'sample'), 16) for f,d in ((darknet.cifar_dls, 'cifar10'), (resnet.mnist_dls, 'mnist')))
     unpaired = cyclegan.UnalignedDataset(get_data('horse2zebra', 'sample'), 'train', 48, 48)
     res = {'01': [o for d in one for o in d.items], '10': [o for d in ten for o in d.items], '07': unpaired.files_a+unpaired.files_b,
-           '02': sum(segment.scene_files(get_data('camvid12', 'sample')).values(), []), '06': wgan.listed_pictures(get_data('bedrooms', 'sample')),
+           '02': sum(scenes.scene_files(get_data('camvid12', 'sample')).values(), []), '06': wgan.listed_pictures(get_data('bedrooms', 'sample')),
            '08': style.style_files(get_data('style_images', 'sample'), cfg['08_style_transfer'])}
     photos = get_data('photos', 'sample')
     twins = data_home()/'twins'

@@ -1,7 +1,7 @@
 "Batches and sizes that the settings allow and the data or the network does not: one line each, before anything trains"
 import functools
 import pytest, torch
-from course_lib import cyclegan, darknet, dcgan, feature_loss, gan, heads, pairs, phases, resnet, rnn, segment, style, wgan
+from course_lib import cyclegan, darknet, dcgan, feature_loss, gan, heads, pairs, phases, resnet, rnn, style, unet, wgan
 from course_lib.core import AttrDict, CourseError, lesson_settings
 from course_lib.data import get_data
 
@@ -26,11 +26,17 @@ def numbers(bs):
 def texts(bs): return rnn.number_dls(*rnn.number_ids(data('human_numbers'))[:2], bs, 20)
 
 too_large = { # what asks for more in a batch than there is
-    '01': lambda: resnet.mnist_dls(data('mnist'), 1438), '11': lambda: phases.sized_dls(cfg('11', bs=8192)), '10': lambda: darknet.cifar_dls(data('cifar10'), 3001),
-    '02': lambda: segment.scene_dls(data('camvid12'), 321, (16, 22)), '04': lambda: pairs.pair_dls(*photo_pairs(), cfg('04', bs=8192, variants=1)),
+    '01': lambda: resnet.mnist_dls(data('mnist'), 1438),
+    '11': lambda: phases.sized_dls(cfg('11', bs=8192)),
+    '10': lambda: darknet.cifar_dls(data('cifar10'), 3001),
+    '02': lambda: unet.scene_dls(data('camvid12'), 321, (16, 22)),
+    '04': lambda: pairs.pair_dls(*photo_pairs(), cfg('04', bs=8192, variants=1)),
     "04's critic": lambda: critic_dls(bs_critic=1024, crop=128),
     '05': lambda: pairs.pair_dls(*photo_pairs(), AttrDict({**feature_loss.large_stage(cfg('05', bs_full=8192)), 'variants': 1})),
-    '09': lambda: texts(8192), '09c': lambda: numbers(8192), '07': lambda: cyclegan.fit_cycle(AttrDict(cfg=cfg('07', bs=8192)), range(300), shown=False)}
+    '09': lambda: texts(8192),
+    '09c': lambda: numbers(8192),
+    '07': lambda: cyclegan.fit_cycle(AttrDict(cfg=cfg('07', bs=8192)), range(300), shown=False),
+}
 
 @pytest.mark.parametrize('lesson', too_large)
 def test_fewer_than_a_batch(lesson):
@@ -108,7 +114,7 @@ def test_sizes_of_a_dcgan(sz):
 def test_streets_of_any_height(height):
     "Sizes that do not halve evenly go through the U-Net and come back"
     c, path = cfg('02', height_small=height, bs=2), data('camvid12')
-    dls = segment.scene_dls(path, 2, segment.scene_size(path, height))
-    net, _ = segment.make_unet(c, 12, segment.scene_size(path, height))
+    dls = unet.scene_dls(path, 2, unet.scene_size(path, height))
+    net, _ = unet.make_unet(c, 12, unet.scene_size(path, height))
     x, y = dls.one_batch()
-    assert net(x).shape[-2:] == y.shape[-2:] == segment.scene_size(path, height)
+    assert net(x).shape[-2:] == y.shape[-2:] == unet.scene_size(path, height)

@@ -6,11 +6,11 @@ from PIL import Image
 from torch import nn
 from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import dataset, full_data, get_data, segnet_layout
-from course_lib import segment
+from course_lib import unet
 from course_lib.models import bs_that_fits, card_bs, imagenet_weights, picture_bytes, tell_memory, torchvision_encoder
-from course_lib.segment import (MeanIoU, SceneLoss, SceneMask, acc_camvid, check_masks, class_iou, commonest, confusion, fit_scenes, mask_file,
-    paint, scene_codes, scene_dls, scene_files, scene_size, segmenter)
-from course_lib.unet import Hooks, SelfAttention, Unet, fit_stage, make_unet, norm_conv, small_encoder, unet_groups
+from course_lib.scenes import SceneMask, check_masks, mask_file, scene_codes, scene_files
+from course_lib.unet import (Hooks, SceneLoss, SceneMetric, SelfAttention, Unet, class_iou, confusion, fit_stage, make_unet, mean_iou, most_frequent,
+    norm_conv, pixel_accuracy, scene_dls, scene_size, segmenter, small_encoder, unet_groups)
 
 codes = 'Sky Building Road Void'.split()
 
@@ -125,7 +125,7 @@ def test_size_keeps_the_shape(tmp_path, size, height, want):
 def test_void_does_not_count():
     scores = torch.tensor([[5., 0, 0, 0], [0, 0, 5, 0], [0, 5, 0, 0]]).T.view(1, 4, 1, 3)
     targ = torch.tensor([[[0, 3, 2]]])
-    assert acc_camvid(scores, targ, void=3) == .5
+    assert pixel_accuracy(confusion(scores.argmax(1), targ, 4, void=3)) == .5
     assert SceneLoss(3)(scores, targ) == pytest.approx(nn.CrossEntropyLoss(ignore_index=3)(scores, targ).item())
 
 
@@ -154,24 +154,20 @@ def test_iou_by_sets():
 
 def test_mean_iou_over_batches():
     "The metric adds tables, and does not average batches"
-    m, g = MeanIoU(4, 3), torch.Generator().manual_seed(1)
+    m, g = SceneMetric(mean_iou, 4, 3), torch.Generator().manual_seed(1)
     pred, y = torch.randn(6, 4, 5, 5, generator=g), torch.randint(4, (6, 5, 5), generator=g)
     m.reset()
     for i in (slice(0, 5), slice(5, 6)): m.accumulate(AttrDict(pred=pred[i], y=y[i]))
-    whole = class_iou(confusion(pred.argmax(1).flatten(), y.flatten(), 4, 3)).nanmean().item()
+    whole = class_iou(confusion(pred.argmax(1), y, 4, 3)).nanmean().item()
     assert m.value == pytest.approx(whole)
     m.reset(); m.accumulate(AttrDict(pred=pred[:1], y=y[:1]))
     assert m.value != pytest.approx(whole)
 
 
-def test_commonest_is_never_void():
-    masks = torch.tensor([[[3, 1]], [[3, 1]], [[2, 0]]])
-    assert commonest(masks, 4, void=3).tolist() == [[2, 1]]
-
-
-def test_paint():
-    assert paint(torch.tensor([[0, 3]]), codes).shape == (3, 1, 2) and paint(torch.tensor([[3]]), codes).sum() == 0
-    assert paint(torch.arange(32)[None], [f'c{i}' for i in range(32)]).flatten(1).T.unique(dim=0).shape[0] > 25, 'many classes, many colours'
+def test_most_frequent_is_never_void():
+    masks = torch.tensor([[[3, 1]], [[3, 1]], [[2, 0]]], dtype=torch.uint8)
+    loader = AttrDict(tensors=lambda: (None, masks))
+    assert most_frequent(AttrDict(loaders=[loader]*2), 4, void=3)[0].tolist() == [[2, 1]]
 
 
 @pytest.mark.parametrize('arch,size', [('resnet18', (97, 131)), ('resnet18', (360, 480)), ('resnet34', (96, 64)), ('mobilenet_v2', (65, 90)),
@@ -284,30 +280,21 @@ def test_frozen_stage_leaves_the_encoder_alone(path, had):
 small_run = dict(bs=2, height_small=24, height=32, epochs_open=1, epochs_open_full=1)
 
 
-@pytest.mark.parametrize('kw', [{}, dict(block=segment.ResUnetBlock), dict(block=segment.NoCross, last=segment.NoPixels),
-    dict(block=segment.TransposedBlock, up=segment.transposed_up), dict(void_too=True)])
-def test_experiments_run(tmp_path, monkeypatch, kw):
-    "Each of the answers trains both stages and gives its figures"
-    path = scenes(tmp_path/'s', size=(64, 48))
-    monkeypatch.setattr(segment, 'get_data', lambda *args: path)
-    res = fit_scenes(cfg(**small_run), 1, **kw)
-    assert set(res) == {'accuracy', 'mean_iou', 'baseline'} and all(0 <= v <= 1 for v in res.values())
-
-
 def test_train(tmp_path, monkeypatch):
     "`course train 02` leaves a model that can be loaded"
     path = scenes(tmp_path/'s', size=(64, 48))
-    monkeypatch.setattr(segment, 'get_data', lambda *args: path)
-    learn = segment.train(cfg(**small_run))
+    monkeypatch.setattr(unet, 'get_data', lambda *args: path)
+    learn = unet.train(cfg(**small_run))
     learn.load('02_unet_segmentation')
 
 
 def test_baseline_by_hand(path, monkeypatch):
     "The most frequent class at each place, and of the masks only one at a time becomes 64-bit numbers"
-    dls, seen, count = scene_dls(path, 2, (24, 32), 0), [], segment.confusion
-    monkeypatch.setattr(segment, 'confusion', lambda said, truth, *a: (seen.append(tuple(truth.shape)), count(said, truth, *a))[1])
-    monkeypatch.setattr(segment.TensorDL, 'tensors', lambda self: (None, masks(path, 'train' if self is dls.train else 'valid')))
-    acc, iou = segment.baseline(dls, codes)
+    dls, seen, count = scene_dls(path, 2, (24, 32), 0), [], unet.confusion
+    monkeypatch.setattr(unet, 'confusion', lambda said, truth, *a: (seen.append(tuple(truth.shape)), count(said, truth, *a))[1])
+    monkeypatch.setattr(unet.TensorDL, 'tensors', lambda self: (None, masks(path, 'train' if self is dls.train else 'valid')))
+    _, table = most_frequent(dls, 4, 3)
+    acc, iou = pixel_accuracy(table).item(), mean_iou(table).item()
     truth, guess = masks(path, 'valid').long(), torch.stack([(masks(path, 'train') == c).sum(0) for c in range(3)]).argmax(0).expand(2, -1, -1)
     assert acc == pytest.approx((guess == truth)[truth != 3].float().mean().item()) and 0 < iou < acc
     assert seen == [(24, 32)]*2
@@ -320,19 +307,13 @@ def masks(path, split):
 def test_train_writes_no_nan(tmp_path, monkeypatch):
     "What an earlier run has left is better than a network of NaN"
     path = scenes(tmp_path/'s', size=(64, 48))
-    monkeypatch.setattr(segment, 'get_data', lambda *args: path)
-    segment.train(cfg(**small_run))
+    monkeypatch.setattr(unet, 'get_data', lambda *args: path)
+    unet.train(cfg(**small_run))
     file, = runs_home().rglob('02_unet_segmentation.pth')
     good = file.read_bytes()
-    monkeypatch.setattr(segment, '_stages', lambda learn, *args: next(learn.model.parameters()).data.fill_(torch.nan))
-    with pytest.raises(CourseError, match='02_unet_segmentation: the training has failed'): segment.train(cfg(**small_run))
+    monkeypatch.setattr(unet, 'fit_size', lambda learn, *args: next(learn.model.parameters()).data.fill_(torch.nan))
+    with pytest.raises(CourseError, match='02_unet_segmentation: the training has failed'): unet.train(cfg(**small_run))
     assert file.read_bytes() == good
-
-
-def test_changed_settings_of_an_experiment():
-    "What an experiment changes is what it is recorded with"
-    assert segment.answers['norm = none'].changed == dict(norm='none')
-    assert segment.answers_full['CamVid, encoder pretrained'].changed['pretrained'] == 'yes'
 
 
 def test_memory_is_what_autograd_keeps():
@@ -466,7 +447,8 @@ def test_a_class_name_is_a_line(path):
     f = path/'codes.txt'
     f.write_bytes('\ufeffSky\r\nRoad marking \r\nOther moving\r\nVoid\r\n\r\n'.encode())
     assert scene_codes(path) == ['Sky', 'Road marking', 'Other moving', 'Void']
-    for text, what in (('Sky\n\nRoad\nVoid\n', 'line 2 is empty'), ('Sky\nRoad\nRoad\nVoid\n', 'Road stands there twice'), ('Sky Road Void\n', 'a line of its own')):
+    wrong = {'Sky\n\nRoad\nVoid\n': 'line 2 is empty', 'Sky\nRoad\nRoad\nVoid\n': 'Road stands there twice', 'Sky Road Void\n': 'a line of its own'}
+    for text, what in wrong.items():
         f.write_text(text)
         with pytest.raises(CourseError, match=what): scene_codes(path)
     f.unlink()
@@ -519,7 +501,9 @@ def test_broken_notes(path, name, note):
 
 def test_mask_as_a_bomb(path):
     "Looked at before it is decoded, as every picture is"
-    head = lambda w, h: (lambda b: (13).to_bytes(4, 'big') + b + zlib.crc32(b).to_bytes(4, 'big'))(b'IHDR' + w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([8, 0, 0, 0, 0]))
+    def head(w, h): # a PNG's first chunk
+        b = b'IHDR' + w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([8, 0, 0, 0, 0])
+        return (13).to_bytes(4, 'big') + b + zlib.crc32(b).to_bytes(4, 'big')
     (path/'labels'/'a_P.png').write_bytes((path/'labels'/'a_P.png').read_bytes().replace(head(32, 24), head(12_000, 12_000)))
     with pytest.raises(CourseError, match='a_P.png.*12,000×12,000 pixels are too many'): scene_dls(path, 2, (24, 32))
 

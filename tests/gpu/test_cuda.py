@@ -3,7 +3,7 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
-from course_lib import cyclegan, models, segment, unet
+from course_lib import cyclegan, models, unet
 from course_lib.core import CourseError, default_device, device_name, lesson_settings
 from course_lib.results import record
 from course_lib.data import get_data, random_crop
@@ -62,7 +62,7 @@ def scenes_learner(bs, sz, arch='resnet18'):
     path = get_data('camvid12', 'sample')
     codes = (path/'codes.txt').read_text().split()
     model = unet.Unet(models.torchvision_encoder(arch), len(codes), sz, bottle=True)
-    return segment.segmenter(segment.scene_dls(path, bs, sz, 1.), model, codes)
+    return unet.segmenter(unet.scene_dls(path, bs, sz, 1.), model, codes)
 
 
 def test_streets_on_the_device():

@@ -4,7 +4,7 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
-from course_lib import cyclegan, darknet, gan, heads, models, pairs, pointer, rnn, segment, wgan
+from course_lib import cyclegan, darknet, gan, heads, models, pairs, pointer, rnn, wgan
 from course_lib.core import default_device, lesson_settings
 from course_lib.show import show_images, to_array
 from course_lib.data import get_data
@@ -25,9 +25,9 @@ def test_figures(dev):
         assert (to_array(x[0].to(dev)) == to_array(x[0])).all()
         show_images(x.to(dev))
     show_images(torch.rand(2,3,8,8, device=dev, requires_grad=True))
-    x, y = torch.randn(2,3,8,8, device=dev), torch.zeros(8,8, dtype=torch.long, device=dev)
+    x = torch.randn(2,3,8,8, device=dev)
     pairs.show_rows(x, x, x)
-    show_images(segment.three(x[0], y, y, ['a', 'b']))
+    show_images(models.imagenet_norm(x, back=True))
 
 
 def test_the_name_costs_no_memory():
