@@ -7,7 +7,7 @@ nbdev-test runs a notebook in an in-process shell; notebooks that share a worker
 import argparse, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from course_lib.cli import longest_first, side_by_side, threads_env
+from course_lib.runner import longest_first, side_by_side, threads_env
 from course_lib.core import active_profile
 
 nbs = Path(__file__).resolve().parent.parent/'nbs'
