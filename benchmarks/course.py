@@ -53,7 +53,8 @@ def measure(todo, jobs, threads, around):
     if stopped: raise KeyboardInterrupt
     bad = [o['lesson'] for o in done if o['status'] != 'ok'] + errors
     if bad: raise CourseError(f'not measured, since not all lessons ended well: {bad}')
-    return dict(seconds=round(took, 1), calibration_ms=cal, in_calibrations=round(1000*took/statistics.mean(cal)), lessons={o['lesson']: round(o['seconds'], 1) for o in done})
+    each = {o['lesson']: round(o['seconds'], 1) for o in done}
+    return dict(seconds=round(took, 1), calibration_ms=cal, in_calibrations=round(1000*took/statistics.mean(cal)), lessons=each)
 
 
 @call_parse
@@ -71,5 +72,7 @@ def main(
     for name,around in dict(quiet=nullcontext, busy=busy).items():
         got = res[name] = measure(todo, jobs, threads, around)
         got['in_lesson_01'] = round(got['seconds']/alone['seconds'], 2)
-        print(f"{name}: {len(todo)} lessons in {got['seconds']} s, {got['in_lesson_01']} times lesson 01, {got['in_calibrations']} calibrations of {got['calibration_ms']} ms", flush=True)
-    for home in [runs_home()/'bench', *([clone_root()/'results'/'benchmarks'] if keep else [])]: write_atomic(home/'course.json', json.dumps(res, indent=1)+'\n')
+        print(f"{name}: {len(todo)} lessons in {got['seconds']} s, {got['in_lesson_01']} times lesson 01, "
+              f"{got['in_calibrations']} calibrations of {got['calibration_ms']} ms", flush=True)
+    homes = [runs_home()/'bench', *([clone_root()/'results'/'benchmarks'] if keep else [])]
+    for o in homes: write_atomic(o/'course.json', json.dumps(res, indent=1)+'\n')

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['cell_minutes', 'notebooks', 'full_name', 'find_notebook', 'lesson_notebooks', 'LiveLine', 'explain_error',
            'threads_env', 'kernel_env', 'execute', 'page_of', 'headline', 'run_one', 'side_by_side', 'longest_first',
-           'run_lessons', 'save_outputs']
+           'run_lessons', 'run_cells', 'save_outputs']
 
-# %% ../nbs/lib/runner.ipynb #803485fe
-import atexit, base64, json, mimetypes, os, re, shutil, signal, sys, tempfile, textwrap, threading, time
-from contextlib import contextmanager
+# %% ../nbs/lib/runner.ipynb #1e5bd3d7
+import atexit, base64, json, linecache, mimetypes, os, re, shutil, signal, sys, tempfile, textwrap, threading
+import time
+from contextlib import chdir, contextmanager
 from itertools import count
 from pathlib import Path
 from fastcore.basics import num_cpus
-from .core import clone_root, CourseError, default_device, tell_path
+from fastcore.xtras import modified_env
+from .core import clone_root, CourseError, data_home, default_device, runs_home, tell_path
 from .files import MadeHere, no_room, read_json, write_atomic
 from .results import load_results
 
@@ -31,7 +33,7 @@ def full_name(path:Path) -> str:
     nbs = (clone_root() or Path())/'nbs'
     return path.relative_to(nbs).with_suffix('').as_posix() if path.is_relative_to(nbs) else path.stem
 
-# %% ../nbs/lib/runner.ipynb #13f0fe97
+# %% ../nbs/lib/runner.ipynb #60b0f9d9
 def find_notebook(
     name:str # `01`, `1`, `01_mnist_resnet`, `streets`, `samples/streets` or `answers/01`
 ) -> Path:
@@ -161,8 +163,8 @@ def _write_copy(nb, name, path, out):
     made, said = MadeHere(out), []
     stems = (name + f'-{i}'*(i > 1) for i in count(1))
     stem = next(o for o in stems if made.ours(f'{o}.ipynb') and made.ours(f'{o}.html'))
-    if stem != name: said = [f"{name} in {tell_path(out)} was changed since or is somebody else's, and is left: "
-                             f'this run is in {stem}']
+    if stem != name: said.append(f'{name} in {tell_path(out)} was changed since or is not ours, and stays: '
+                                 f'this run is in {stem}')
     made.put(f'{stem}.ipynb', (nbformat.writes(nb)+'\n').encode('utf-8', 'backslashreplace'))
     try: page = page_of(nb, stem, path.parent)
     except Exception as e: said.append(f'no page was written: {type(e).__name__}: {e}')
@@ -275,6 +277,21 @@ def run_lessons(todo:list, profile:str, out:Path, # notebooks, `sample` or `full
         while any(o.is_alive() for o in workers) and not _stop.wait(.1): pass
         if _stop.is_set(): _end_kernels(workers)
     return [done[p] for p in todo if p in done], errors, _stop.is_set()
+
+# %% ../nbs/lib/runner.ipynb #7d96e7ae
+def run_cells(path:Path): # a notebook without magics
+    "Run a notebook's code cells in this process and in its folder, in silence but for what they print"
+    from matplotlib import pyplot as plt
+    plt.switch_backend('agg') # no window opens
+    space, homes = {'__name__': '__main__'}, dict(COURSE_DATA=str(data_home()), COURSE_RUNS=str(runs_home()))
+    with chdir(path.parent), modified_env(**homes):
+        for i,c in enumerate(read_json(path, ('cells',))['cells']):
+            if c['cell_type'] != 'code': continue
+            src, where = ''.join(c['source']), f'{full_name(path)}, cell {i+1}'
+            linecache.cache[where] = len(src), None, src.splitlines(True), where # a traceback shows the lines
+            try: exec(compile(src, where, 'exec'), space)
+            except CourseError as e: raise CourseError(f'{where}: {e}') from None
+            plt.close('all')
 
 # %% ../nbs/lib/runner.ipynb #3fbca723
 def save_outputs(path:Path, nb): # the notebook in nbs/ that takes its outputs; the executed one
