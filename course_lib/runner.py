@@ -7,12 +7,13 @@ __all__ = ['cell_minutes', 'notebooks', 'full_name', 'find_notebook', 'lesson_no
            'threads_env', 'kernel_env', 'execute', 'page_of', 'headline', 'run_one', 'side_by_side', 'longest_first',
            'run_lessons', 'run_cells', 'save_outputs']
 
-# %% ../nbs/lib/runner.ipynb #1e5bd3d7
+# %% ../nbs/lib/runner.ipynb #fe20a3ae
 import atexit, base64, json, linecache, mimetypes, os, re, shutil, signal, sys, tempfile, textwrap, threading
 import time
 from contextlib import chdir, contextmanager
 from itertools import count
 from pathlib import Path
+from traceback import extract_tb
 from fastcore.basics import num_cpus
 from fastcore.xtras import modified_env
 from .core import clone_root, CourseError, data_home, default_device, runs_home, tell_path
@@ -33,7 +34,7 @@ def full_name(path:Path) -> str:
     nbs = (clone_root() or Path())/'nbs'
     return path.relative_to(nbs).with_suffix('').as_posix() if path.is_relative_to(nbs) else path.stem
 
-# %% ../nbs/lib/runner.ipynb #60b0f9d9
+# %% ../nbs/lib/runner.ipynb #639a1593
 def find_notebook(
     name:str # `01`, `1`, `01_mnist_resnet`, `streets`, `samples/streets` or `answers/01`
 ) -> Path:
@@ -288,9 +289,13 @@ def run_cells(path:Path): # a notebook without magics
         for i,c in enumerate(read_json(path, ('cells',))['cells']):
             if c['cell_type'] != 'code': continue
             src, where = ''.join(c['source']), f'{full_name(path)}, cell {i+1}'
-            linecache.cache[where] = len(src), None, src.splitlines(True), where # a traceback shows the lines
+            linecache.cache[where] = len(src), None, src.splitlines(True), where # what a traceback shows
             try: exec(compile(src, where, 'exec'), space)
             except CourseError as e: raise CourseError(f'{where}: {e}') from None
+            except Exception as e:
+                for o in extract_tb(e.__traceback__):
+                    if ', cell ' in o.filename: e.add_note(f'{o.filename}, line {o.lineno}: {o.line}')
+                raise
             plt.close('all')
 
 # %% ../nbs/lib/runner.ipynb #3fbca723
