@@ -21,7 +21,7 @@ from .runner import (find_notebook, lesson_notebooks, LiveLine, run_cells, run_l
     save_outputs, side_by_side)
 from .show import md_rows, text_table
 
-# %% ../nbs/lib/cli.ipynb #cc9f818a
+# %% ../nbs/lib/cli.ipynb #5c55a704
 def _device_name():
     "The device's name; a graphics card is asked by another process, since its memory is for the kernels"
     if default_device().type != 'cuda': return device_name()

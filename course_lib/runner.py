@@ -7,7 +7,7 @@ __all__ = ['cell_minutes', 'notebooks', 'full_name', 'find_notebook', 'lesson_no
            'threads_env', 'kernel_env', 'execute', 'page_of', 'headline', 'run_one', 'side_by_side', 'longest_first',
            'run_lessons', 'run_cells', 'save_outputs']
 
-# %% ../nbs/lib/runner.ipynb #fe20a3ae
+# %% ../nbs/lib/runner.ipynb #c2fbff79
 import atexit, base64, json, linecache, mimetypes, os, re, shutil, signal, sys, tempfile, textwrap, threading
 import time
 from contextlib import chdir, contextmanager
@@ -34,7 +34,7 @@ def full_name(path:Path) -> str:
     nbs = (clone_root() or Path())/'nbs'
     return path.relative_to(nbs).with_suffix('').as_posix() if path.is_relative_to(nbs) else path.stem
 
-# %% ../nbs/lib/runner.ipynb #639a1593
+# %% ../nbs/lib/runner.ipynb #78239f67
 def find_notebook(
     name:str # `01`, `1`, `01_mnist_resnet`, `streets`, `samples/streets` or `answers/01`
 ) -> Path:
