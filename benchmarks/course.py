@@ -68,10 +68,11 @@ def main(
     jobs, threads = side_by_side(len(todo), 'sample', jobs)
     res = dict(profile='sample', machine=device_name(), cores=os.cpu_count(), lessons_at_once=jobs, threads=threads, versions=versions())
     print(*(f'{k}: {v}' for k,v in res.items()), sep='\n')
-    alone = res['lesson 01 alone'] = measure([find_notebook('01')], 1, 1, nullcontext)
+    res['lesson 01 alone'] = alone = measure([find_notebook('01')], 1, 1, nullcontext)
+    lesson_01, = alone['lessons'].values() # without the time in which Jupyter is imported here
     for name,around in dict(quiet=nullcontext, busy=busy).items():
         got = res[name] = measure(todo, jobs, threads, around)
-        got['in_lesson_01'] = round(got['seconds']/alone['seconds'], 2)
+        got['in_lesson_01'] = round(got['seconds']/lesson_01, 2)
         print(f"{name}: {len(todo)} lessons in {got['seconds']} s, {got['in_lesson_01']} times lesson 01, "
               f"{got['in_calibrations']} calibrations of {got['calibration_ms']} ms", flush=True)
     homes = [runs_home()/'bench', *([clone_root()/'results'/'benchmarks'] if keep else [])]
