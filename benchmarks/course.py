@@ -1,9 +1,8 @@
 """What running all lessons takes, on this machine at this hour: quiet, and beside one busy process.
 
-Each way starts with an empty data folder, as after a fresh clone, and runs the lessons as `course run` does: side by side, the longest
-first. Machines differ by four times and the same one by two from hour to hour, so a calibration is taken before and after: the
-milliseconds of one convolution, forward and backward, of a fixed size and with one thread. `in_calibrations` is a way's time in those; `in_lesson_01` in
-runs of lesson 01 alone, with one thread, in the same hour.
+Each way starts with an empty data folder, as after a fresh clone, and runs the lessons as `course run` does. Machines differ by four times
+and the same one by two from hour to hour, so a calibration is taken before and after: the milliseconds of one convolution, forward and
+backward, of a fixed size, with one thread. `in_calibrations` is a way's time in those, `in_lesson_01` in runs of lesson 01 alone, with one thread.
 
     python benchmarks/course.py [--lessons "01 09"] [--jobs 2] [--keep]
 
@@ -13,6 +12,11 @@ import json, os, statistics, subprocess, sys, tempfile, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from fastcore.script import call_parse
+from fastcore.xtras import modified_env
+from course_lib.core import clone_root, CourseError, device_name, runs_home
+from course_lib.files import write_atomic
+from course_lib.results import versions
+from course_lib.runner import find_notebook, lesson_notebooks, run_lessons, side_by_side
 
 convolution = '''
 import statistics, time, torch
@@ -40,18 +44,17 @@ def busy():
         p.wait()
 
 
-def measure(todo, jobs, threads, around, tmp):
+def measure(todo, jobs, threads, around):
     "Seconds of all lessons together and of each, and the calibration before and after"
-    from course_lib.cli import run_lessons
-    home = Path(tempfile.mkdtemp(dir=tmp))
-    os.environ['COURSE_DATA'] = str(home/'data')
-    with around():
+    with tempfile.TemporaryDirectory() as home, around(), modified_env('OMP_NUM_THREADS', COURSE_DATA=f'{home}/data'):
         before, t0 = calibration(), time.perf_counter()
-        done, errors = run_lessons(todo, 'sample', home/'out', jobs, threads)
+        done, errors, stopped = run_lessons(todo, 'sample', Path(home)/'out', jobs, threads)
         took, cal = time.perf_counter()-t0, [before, calibration()]
-    bad = [o['lesson'] for o in done if o['status'] != 'ok']
-    if errors or bad or len(done) < len(todo): raise SystemExit(f"course: not measured, for not all lessons ended well: {', '.join(bad) or errors}")
-    return dict(seconds=round(took, 1), calibration_ms=cal, in_calibrations=round(1000*took/statistics.mean(cal)), lessons={o['lesson']: round(o['seconds'], 1) for o in done})
+    if stopped: raise KeyboardInterrupt
+    bad = [o['lesson'] for o in done if o['status'] != 'ok'] + errors
+    if bad: raise CourseError(f'not measured, since not all lessons ended well: {bad}')
+    each = {o['lesson']: round(o['seconds'], 1) for o in done}
+    return dict(seconds=round(took, 1), calibration_ms=cal, in_calibrations=round(1000*took/statistics.mean(cal)), lessons=each)
 
 
 @call_parse
@@ -61,20 +64,16 @@ def main(
     keep:bool=False # also write results/benchmarks
 ):
     "Measure `course run`"
-    from course_lib.cli import find_notebook, lesson_notebooks, side_by_side
-    from course_lib.core import clone_root, device_name, runs_home
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
     todo = [find_notebook(o) for o in lessons.split()] or lesson_notebooks()
     jobs, threads = side_by_side(len(todo), 'sample', jobs)
-    res = dict(profile='sample', cores=os.cpu_count(), jobs=jobs, threads=threads, device=device_name(), versions=versions())
-    with tempfile.TemporaryDirectory() as tmp:
-        alone = measure([find_notebook('01')], 1, 1, nullcontext, tmp)
-        res['lesson 01 alone'] = alone
-        for name,around in dict(quiet=nullcontext, busy=busy).items():
-            res[name] = got = measure(todo, jobs, threads, around, tmp)
-            got['in_lesson_01'] = round(got['seconds']/alone['seconds'], 2)
-            print(f"{name}: {len(todo)} lessons, {jobs} side by side, {got['seconds']/60:.1f} minutes, {got['in_lesson_01']} times lesson 01, calibration {got['calibration_ms']} ms", flush=True)
-    out = json.dumps(res, indent=1)+'\n'
-    write_atomic(runs_home()/'bench'/'course.json', out)
-    if keep and clone_root(): write_atomic(clone_root()/'results'/'benchmarks'/'course.json', out)
+    res = dict(profile='sample', machine=device_name(), cores=os.cpu_count(), lessons_at_once=jobs, threads=threads, versions=versions())
+    print(*(f'{k}: {v}' for k,v in res.items()), sep='\n')
+    res['lesson 01 alone'] = alone = measure([find_notebook('01')], 1, 1, nullcontext)
+    lesson_01, = alone['lessons'].values() # without the time in which Jupyter is imported here
+    for name,around in dict(quiet=nullcontext, busy=busy).items():
+        got = res[name] = measure(todo, jobs, threads, around)
+        got['in_lesson_01'] = round(got['seconds']/lesson_01, 2)
+        print(f"{name}: {len(todo)} lessons in {got['seconds']} s, {got['in_lesson_01']} times lesson 01, "
+              f"{got['in_calibrations']} calibrations of {got['calibration_ms']} ms", flush=True)
+    homes = [runs_home()/'bench', *([clone_root()/'results'/'benchmarks'] if keep else [])]
+    for o in homes: write_atomic(o/'course.json', json.dumps(res, indent=1)+'\n')

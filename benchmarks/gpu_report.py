@@ -86,7 +86,7 @@ def lesson(job, name, profile):
 
 def lessons(job):
     "All lessons at `sample`, several at once"
-    from course_lib.cli import lesson_notebooks, longest_first
+    from course_lib.runner import lesson_notebooks, longest_first
     todo = [o.stem for o in longest_first(lesson_notebooks(), 'sample')]
     return many_lessons(job, 'lessons', todo[:1] if job.short else todo, 'sample', job.jobs)
 

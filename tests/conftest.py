@@ -54,10 +54,10 @@ def one_line():
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     "A clone to write into, with this one's settings and tables and without its results"
-    from course_lib import cli, core, results
+    from course_lib import cli, core, results, runner
     new = tmp_path/'clone'
     for o in ('nbs', 'data', 'results'): (new/o).mkdir(parents=True)
     for o in ('settings.ini', 'data/datasets.toml', 'data/lessons.toml'): shutil.copy(root/o, new/o)
-    for o in (core, results, cli): monkeypatch.setattr(o, 'clone_root', lambda: new)
+    for o in (core, results, cli, runner): monkeypatch.setattr(o, 'clone_root', lambda: new)
     monkeypatch.setattr(results, '_started', {}) # no lesson has begun
     return new

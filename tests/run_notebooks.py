@@ -7,19 +7,19 @@ nbdev-test runs a notebook in an in-process shell; notebooks that share a worker
 import argparse, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from course_lib.cli import longest_first, side_by_side, threads_env
+from course_lib.runner import full_name, longest_first, notebooks, side_by_side, threads_env
 from course_lib.core import active_profile
 
-nbs = Path(__file__).resolve().parent.parent/'nbs'
+root = Path(__file__).resolve().parent.parent
 
 
 def run(nb, env):
     t0 = time.time()
     cmd = [Path(sys.executable).with_name('nbdev-test'), nb]
-    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=nbs.parent, env=env, timeout=4*1800)
+    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root, env=env, timeout=4*1800)
     except subprocess.TimeoutExpired as e: ok, said = False, f'stopped after {e.timeout} s\n{e.stdout or ""}'
     else: ok, said = res.returncode == 0 and 'Success.' in res.stdout, res.stdout
-    print('\n'.join([f"{nb.stem:<32} {'ok' if ok else 'FAILED'}  {time.time()-t0:.0f} s", *([] if ok else [said])]), flush=True)
+    print('\n'.join([f"{full_name(nb):<32} {'ok' if ok else 'FAILED'}  {time.time()-t0:.0f} s", *([] if ok else [said])]), flush=True)
     return ok
 
 
@@ -28,8 +28,7 @@ if __name__ == '__main__':
     p.add_argument('names', nargs='*')
     p.add_argument('--jobs', type=int, default=0)
     args, profile = p.parse_args(), active_profile()
-    todo = [o for o in sorted(nbs.rglob('*.ipynb')) if not any(n[0] in '._' for n in o.relative_to(nbs).parts)]
-    todo = [o for o in todo if not args.names or any(o.relative_to(nbs).as_posix().startswith(n) or o.stem.startswith(n) for n in args.names)]
+    todo = [o for o in notebooks() if not args.names or any(full_name(o).startswith(n) or o.stem.startswith(n) for n in args.names)]
     if not todo: sys.exit('run_notebooks: no notebook matches')
     jobs, threads = side_by_side(len(todo), profile, args.jobs)
     env = {**threads_env(threads), **os.environ}

@@ -177,14 +177,13 @@ def test_before_and_after(page):
 def test_saved_notebook(page, server, tmp_path):
     "Saved, the notebook holds no state of widgets, and a page made of it shows the picture"
     import nbformat
-    from course_lib.cli import write_page
+    from course_lib.runner import page_of
     assert run(page.d, 'docmanager:save') == 1
     nb = until(page.d, lambda: next((o for o in [nbformat.read(server[1], as_version=4)] if o.cells[1].outputs), None))
     data = nb.cells[1].outputs[0].data
     assert {'image/jpeg', 'application/vnd.jupyter.widget-view+json'} <= set(data) and 'widgets' not in nb.metadata
     assert server[1].stat().st_size < 150_000
-    write_page(nb, tmp_path/'page.html', tmp_path)
-    html = (tmp_path/'page.html').read_text()
+    html = page_of(nb, 'page', tmp_path)
     assert data['image/jpeg'][:60] in html and json.dumps(data['application/vnd.jupyter.widget-view+json']['model_id']) not in html
 
 

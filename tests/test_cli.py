@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 from conftest import patience
-from course_lib import cli
+from course_lib import cli, runner
 from course_lib.core import CourseError
 from course_lib.results import load_answers
 
@@ -15,10 +15,9 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background is born deaf to it
 exec(sys.argv.pop(1))
-from course_lib import cli
+from course_lib import cli, runner
 root = Path(sys.argv.pop(1))
-cli.clone_root = lambda: root
-cli.lessons = lambda: dict.fromkeys(sorted(o.stem for o in (root/'nbs').glob('*.ipynb')))
+runner.clone_root = lambda: root
 cli.course()
 '''
 
@@ -34,8 +33,7 @@ def nbs(tmp_path, monkeypatch):
     "Lessons of our own instead of the course's: `nbs(name=[cells])`"
     def _f(**lessons):
         for k,v in lessons.items(): write_nb(tmp_path/'mine'/'nbs'/f'{k[1:]}.ipynb', *v)
-        monkeypatch.setattr(cli, 'clone_root', lambda: tmp_path/'mine')
-        monkeypatch.setattr(cli, 'lessons', lambda: dict.fromkeys(k[1:] for k in lessons))
+        monkeypatch.setattr(runner, 'clone_root', lambda: tmp_path/'mine')
         return tmp_path/'mine'
     return _f
 
@@ -89,8 +87,8 @@ def test_one_at_a_time(nbs, tmp_path):
 def test_longest_first(monkeypatch):
     "By this profile's seconds, this machine's last run counting; a lesson that nothing is known of is taken for a short one"
     run = lambda lesson, profile, seconds: dict(lesson=lesson, seconds=seconds, settings=dict(profile=profile))
-    monkeypatch.setattr(cli, 'load_results', lambda: [run('01_a', 'sample', 100), run('01_a', 'full', 9999), run('01_a', 'sample', 50), run('03_c', 'sample', 70), run('04_d', 'sample', None)])
-    assert [o.stem for o in cli.longest_first([Path(f'{o}.ipynb') for o in ('01_a', '02_b', '03_c', '04_d')], 'sample')] == ['03_c', '01_a', '02_b', '04_d']
+    monkeypatch.setattr(runner, 'load_results', lambda: [run('01_a', 'sample', 100), run('01_a', 'full', 9999), run('01_a', 'sample', 50), run('03_c', 'sample', 70), run('04_d', 'sample', None)])
+    assert [o.stem for o in runner.longest_first([Path(f'{o}.ipynb') for o in ('01_a', '02_b', '03_c', '04_d')], 'sample')] == ['03_c', '01_a', '02_b', '04_d']
 
 
 @pytest.mark.parametrize('cores, gb, device, profile, omp, jobs, want', [
@@ -101,11 +99,11 @@ def test_longest_first(monkeypatch):
 def test_side_by_side(monkeypatch, cores, gb, device, profile, omp, jobs, want):
     "Half the cores, two on two, one on a card and at full; what fits into the memory; the user's word counts"
     import psutil
-    monkeypatch.setattr(cli, 'num_cpus', lambda: cores)
-    monkeypatch.setattr(cli, 'default_device', lambda: SimpleNamespace(type=device))
+    monkeypatch.setattr(runner, 'num_cpus', lambda: cores)
+    monkeypatch.setattr(runner, 'default_device', lambda: SimpleNamespace(type=device))
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=gb*1e9))
     monkeypatch.setenv('OMP_NUM_THREADS', omp)
-    assert cli.side_by_side(11, profile, jobs) == want
+    assert runner.side_by_side(11, profile, jobs) == want
 
 
 @pytest.mark.parametrize('mine', [{}, {'OMP_NUM_THREADS': '3', 'OMP_WAIT_POLICY': 'ACTIVE'}], ids=['ours', 'the user\'s'])
@@ -113,19 +111,19 @@ def test_threads_of_a_kernel(monkeypatch, mine):
     "What the user has set stays"
     for o in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY'): monkeypatch.delenv(o, raising=False)
     for k,v in mine.items(): monkeypatch.setenv(k, v)
-    assert cli.kernel_env('sample', 'runs', 2).items() >= {'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE', **mine}.items()
-    assert mine or 'OMP_NUM_THREADS' not in cli.kernel_env('full', 'runs')
+    assert runner.kernel_env('sample', 'runs', 2).items() >= {'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE', **mine}.items()
+    assert mine or 'OMP_NUM_THREADS' not in runner.kernel_env('full', 'runs')
 
 
 def test_a_cell_that_takes_too_long(nbs, tmp_path, monkeypatch, capsys):
     "One line that says which, and the next lesson runs; at full scale there is no limit"
-    monkeypatch.setattr(cli, 'cell_minutes', 3/60)
+    monkeypatch.setattr(runner, 'cell_minutes', 3/60)
     nbs(_01_slow=['x = 1', 'import time; time.sleep(1000)'], _02_next=['print(2)'])
     assert cli.run(profile='sample', out=str(tmp_path/'out')) == 1
     out = capsys.readouterr().out
     line, = [o for o in out.splitlines() if 'minutes' in o]
     assert line.startswith('cell 3: not done after 0.05 minutes') and 'Traceback' not in out and '02_next  ok' in out
-    monkeypatch.setattr(cli, 'execute', lambda nb, folder, env, each, minutes: print('limit', minutes))
+    monkeypatch.setattr(runner, 'execute', lambda nb, folder, env, each, minutes: print('limit', minutes))
     assert cli.run('02', profile='full', out=str(tmp_path/'out')) == 0 and 'limit None' in capsys.readouterr().out
 
 
@@ -175,14 +173,14 @@ NotebookClient._async_cleanup_kernel = hang
 
 lost_exception = '''
 import os
-from course_lib import cli
+from course_lib import runner
 class Goes:
     def __del__(self): os.kill(os.getpid(), signal.SIGINT) # what is raised while an object goes is ignored
-real = cli.wait
-def wait(*args, **kwargs):
+real = runner.longest_first
+def longest_first(*args):
     Goes()
-    return real(*args, **kwargs)
-cli.wait = wait
+    return real(*args)
+runner.longest_first = longest_first
 '''
 
 
@@ -292,11 +290,48 @@ def test_notebooks_in_folders(nbs):
     "A notebook in a folder is found by its own name or the folder's; a lesson's number means the lesson, and hidden copies are nobody's"
     path = nbs(_01_any=['print(1)'])/'nbs'
     for o in ('answers/01_any', 'samples/toys', '.ipynb_checkpoints/02_old'): write_nb(path/f'{o}.ipynb', 'print(2)')
-    got = {o: cli.find_notebook(o).relative_to(path).as_posix() for o in ('01', '1', '01_any', 'answers/01_any', 'toys', 'samples/toys')}
-    assert got == {**dict.fromkeys(('01', '1', '01_any'), '01_any.ipynb'), 'answers/01_any': 'answers/01_any.ipynb',
-                   'toys': 'samples/toys.ipynb', 'samples/toys': 'samples/toys.ipynb'}
-    assert cli.lesson_notebooks() == [path/'01_any.ipynb']
-    with pytest.raises(CourseError, match='no notebook'): cli.find_notebook('02')
+    meant = {'01': '01_any', '1': '01_any', '01_any': '01_any', 'toys': 'samples/toys', 'samples/toys': 'samples/toys', **dict.fromkeys(('answers/01', 'answers/01_any'), 'answers/01_any')}
+    assert {o: runner.full_name(runner.find_notebook(o)) for o in meant} == meant
+    for o in ('02', 'answers/toys', ''):
+        with pytest.raises(CourseError, match='no notebook'): runner.find_notebook(o)
+
+
+def test_what_runs_without_a_name(nbs):
+    "The numbered notebooks by rule: the start, lessons and their continuations; nothing in a folder, and nothing without a number"
+    path = nbs(_00_start=['0'], _01_any=['1'], _01b_more=['1'], _12_new=['12'], _notes=['0'])/'nbs'
+    write_nb(path/'lib'/'03_lib.ipynb', '3')
+    assert [runner.full_name(o) for o in runner.lesson_notebooks()] == ['00_start', '01_any', '01b_more', '12_new']
+
+
+def test_answers_beside_their_lesson(nbs, tmp_path, capsys):
+    "A lesson and its answers have the same name and two executed copies, pages and rows; what the lesson took says nothing about the answers"
+    path = nbs(_01_any=['print("lesson")'])/'nbs'
+    write_nb(path/'answers'/'01_any.ipynb', 'print("answers")')
+    assert cli.run('01', 'answers/01', profile='sample', out=str(tmp_path/'out')) == 0
+    assert outputs(tmp_path/'out'/'01_any.ipynb') == ['lesson\n'] and outputs(tmp_path/'out'/'answers-01_any.ipynb') == ['answers\n']
+    assert {o.name for o in (tmp_path/'out').glob('*.html')} == {'01_any.html', 'answers-01_any.html'}
+    out = capsys.readouterr().out
+    assert [l.split()[0] for l in out[out.index('lesson '):].splitlines()[2:4]] == ['01_any', 'answers/01_any']
+
+
+late_control = '''
+import threading, time
+from ipykernel.iostream import IOPubThread
+pipe = IOPubThread._event_pipe.fget
+def late(self):
+    got = pipe(self)
+    if threading.current_thread().name == "Control": time.sleep(2)
+    return got
+IOPubThread._event_pipe = property(late)
+'''
+
+def test_a_kernel_is_ended(nbs, tmp_path):
+    "It is not asked to end itself: then it closes its sockets in one thread while another one uses them, and says so in a traceback. Here that one is always late"
+    nbs(_01_late=[late_control, 'print("done")'])
+    p = start_run(tmp_path)
+    out, err = p.communicate(timeout=patience)
+    assert p.returncode == 0 and 'Traceback' not in err, err
+    assert outputs(tmp_path/'out'/'01_late.ipynb') == ['done\n']
 
 
 def test_run_leaves_what_is_not_ours(nbs, tmp_path, capsys):
@@ -433,6 +468,63 @@ def test_answers(asked, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == ['one', 'real']
     with pytest.raises(CourseError, match='two.*one'): cli.answers('01', 'two', profile='sample')
     with pytest.raises(CourseError, match='real.*one'): cli.answers('01', 'real', profile='sample')
+
+
+@pytest.fixture
+def own_cells(clone, course, python):
+    "A clone with one cell in its answers' notebook: `own_cells(cell, *args)` runs `course answers 01` in a process of its own, from another folder"
+    def _f(cell, *args, run=python):
+        write_nb(clone/'nbs'/'answers'/'01_mnist_resnet.ipynb', 'one = 1', cell)
+        code = f'import sys; from pathlib import Path; from course_lib import cli, core, results, runner\nfor o in (cli, core, results, runner): o.clone_root = lambda: Path({str(clone)!r})\ncli.course()'
+        return run(code, 'answers', '01', *args)
+    return _f
+
+
+ask_two = """
+import matplotlib.pyplot as plt, os
+from pathlib import Path
+from course_lib.core import lesson_settings
+from course_lib.results import Answers
+ask = Answers('01')
+@ask('a, b')
+def first(cfg, seed): return dict(accuracy=1)
+@ask('c')
+def second(cfg, seed): return dict(accuracy=2)
+plt.plot([1, 2]); plt.show
+print(plt.get_backend(), Path('../../settings.ini').exists(), Path.cwd().name, lesson_settings('01').profile)
+ask.run()"""
+
+@pytest.mark.parametrize('args, ran', [(['--only', 'c'], ['c']), (['a, b'], ['a, b']), (['--only', 'c', '--only', 'a, b'], ['a, b', 'c']), ([], ['a, b', 'c'])])
+def test_answers_by_name(own_cells, args, ran):
+    "By `--only` and without it; figures go nowhere, relative paths begin at the notebook, and its cells have the profile that was asked for"
+    res = own_cells(ask_two, *args, '--seeds', '1', '--profile', 'sample')
+    first, *lines = res.stdout.splitlines()
+    assert res.returncode == 0 and first == 'agg True answers sample', res.stderr
+    assert sorted(o.split(', seed')[0] for o in lines) == ran
+
+
+def test_answers_have_the_profile(own_cells):
+    res = own_cells(ask_two, '--profile', 'full', '--only-list')
+    assert res.stdout.splitlines() == ['agg True answers full', 'a, b', 'c'], res.stderr
+
+
+def test_an_error_in_the_answers(own_cells, one_line):
+    "A line that names the notebook and the cell, for what the reader can mend; the failing line itself, for anything else"
+    line = one_line(own_cells("from course_lib.core import CourseError; raise CourseError('no such thing')", '--profile', 'sample'))
+    assert line == 'course answers: answers/01_mnist_resnet, cell 3: no such thing'
+    res = own_cells('x = 1\nx/0', '--profile', 'sample')
+    assert res.returncode == 1 and res.stderr.endswith('ZeroDivisionError: division by zero\nanswers/01_mnist_resnet, cell 3, line 2: x/0\n')
+
+
+def test_ctrl_c_in_the_answers(own_cells, tmp_path):
+    "No traceback, and the exit code that shells expect"
+    def begin(code, *args): return subprocess.Popen([sys.executable, '-c', 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'+code, *args], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    p = own_cells(f'import time; open({str(tmp_path/"begun")!r}, "w"); time.sleep(1000)', '--profile', 'sample', run=begin)
+    assert wait_for(lambda: (tmp_path/'begun').exists() or p.poll() is not None, patience)
+    os.killpg(p.pid, signal.SIGINT)
+    out, err = stop(p)
+    assert 'Traceback' not in err, err
 
 
 def test_answers_as_a_notebook(asked, capsys):

@@ -20,9 +20,9 @@ from course_lib.unet import small_encoder
 named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|^(show|draw|plot)_', re.I)
 draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
-    'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside', 'samples.kit.as_image',
-    'samples.bedrooms.bedroom', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
-    'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at'}
+    'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside', 'samples.kit.as_image', 'samples.bedrooms.bedroom',
+    'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image', 'samples.things.draw_thing',
+    'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'runner.explain_error'}
 
 
 def public():
@@ -394,12 +394,12 @@ def test_channels_last_in_one_place(monkeypatch):
 
 def test_no_context_for_a_name(monkeypatch, tmp_path, capsys):
     "`course run` asks another process for the card's name: here CUDA never begins"
-    from course_lib import cli
+    from course_lib import cli, runner
     (tmp_path/'nbs').mkdir()
     (tmp_path/'nbs'/'01_x.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
-    monkeypatch.setattr(cli, 'clone_root', lambda: tmp_path)
-    monkeypatch.setattr(cli, 'execute', lambda *args: None)
-    monkeypatch.setattr(cli, 'default_device', lambda: cuda)
+    monkeypatch.setattr(runner, 'clone_root', lambda: tmp_path)
+    monkeypatch.setattr(runner, 'execute', lambda *args: None)
+    for o in (cli, runner): monkeypatch.setattr(o, 'default_device', lambda: cuda)
     monkeypatch.setattr(core, 'default_device', lambda: cuda)
     def begun(*args): raise AssertionError('CUDA began in this process')
     for o in ('get_device_name', 'init', '_lazy_init', 'get_device_properties'): monkeypatch.setattr(torch.cuda, o, begun)

@@ -289,10 +289,10 @@ def test_run_by_a_program(tmp_path):
     "In a notebook that a program runs the panel leaves a picture, which its page shows, and no state of widgets"
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
-    from course_lib.cli import LiveLine, run_one
+    from course_lib.runner import LiveLine, run_one
     nbformat.write(new_notebook(cells=[new_code_cell(cells)]), tmp_path/'try.ipynb')
     res = run_one(tmp_path/'try.ipynb', 'sample', tmp_path/'out', LiveLine())
-    assert res['status'] == 'ok', res['error']
+    assert res['status'] == 'ok', res['said']
     data = res['nb'].cells[0].outputs[0].data
     assert set(data) == {'image/jpeg', 'text/plain'} and 'seed 3' in data['text/plain'] and 'widgets' not in res['nb'].metadata
     assert data['image/jpeg'][:60] in (tmp_path/'out'/'try.html').read_text()
