@@ -11,7 +11,7 @@ from course_lib.data import get_data
 from course_lib.feature_loss import FeatureLoss, Judge, lsuv_
 from course_lib.phases import TrainingPhase, sized_dls, small_net
 from course_lib.resnet import course_learner
-from course_lib.style import picture_batch, soft_noise, style_judge, transfer, transfer_loss
+from course_lib.style import loss_network, picture_batch, soft_noise, transfer, transfer_loss
 from PIL import Image
 
 
@@ -95,7 +95,7 @@ def test_cyclegan_in_half(dev, half, monkeypatch):
 def test_style(dev):
     "Lesson 08: transfer on the card, and a gradient in both types of 16 bits"
     a, b = (soft_noise((64, 64), 5, i, dev) for i in range(2))
-    net, _ = style_judge('small', 'no', torch.cat([a, b]))
+    net, _ = loss_network('small', 'no', torch.cat([a, b]))
     slopes = []
     for half in (None, torch.bfloat16, torch.float16):
         x = (.5*a+.5*b).requires_grad_()
