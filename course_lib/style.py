@@ -41,7 +41,7 @@ def style_files(
 # %% ../nbs/08_style_transfer.ipynb #cf637c18
 def open_picture(
     path:str|Path, px:int=2048 # a picture file; the longer side that is enough, in pixels
-) -> Image.Image: # RGB; its longer side is at least `px` where the file has that many, and less than twice that
+) -> Image.Image: # RGB; its longer side is at least `px` where the file has that many, less than twice that
     "A picture, made smaller while it is decoded; raises `CourseError` if it cannot be read or is too large"
     im = open_rgb(path, longest=px)
     w, h, _ = im.info.pop('drafted', (0, 0, 0))
@@ -113,7 +113,8 @@ class FourierCanvas(nn.Module):
         self.y = nn.Parameter(y.clone(memory_format=torch.contiguous_format))
     def _gain(self):
         h, w = self.sz
-        g = torch.hypot(torch.fft.fftfreq(h)[:,None], torch.fft.rfftfreq(w)).clamp(min=1/max(h, w))**-self.power
+        freq = torch.hypot(torch.fft.fftfreq(h)[:,None], torch.fft.rfftfreq(w))
+        g = freq.clamp(min=1/max(h, w))**-self.power
         return g/g.square().mean().sqrt()
     def turn(self, x, gain, grey):
         x = x + (grey-1)*x.mean(1, keepdim=True)
