@@ -65,13 +65,12 @@ class Segments:
         if not 0 <= 2*jitter < bptt: raise CourseError(f'Segments: jitter = {jitter} with bptt = {bptt}. '
             'Expected less than half of bptt')
         self.x, self.y = (o[:n*bs].view(bs, n) for o in (x, y))
-        self.jitter, self.regular = jitter, torch.tensor([*range(0, n, bptt), n])
+        self.jitter, self.regular = jitter, [*range(0, n, bptt), n]
         self.recut()
     def recut(self, b=None): # b: what a DataLoader's hook passes on
         "Move all cuts but the first and the last two, since the last piece may be short"
-        cuts, move = self.regular.clone(), torch.randint(-self.jitter, self.jitter+1, self.regular.shape)
-        cuts[1:-2] += move[:-3]
-        self.cuts = cuts.tolist()
+        cuts, move = self.regular, torch.randint(-self.jitter, self.jitter+1, (len(self.regular),)).tolist()
+        self.cuts = [0, *(c+m for c,m in zip(cuts[1:-2], move)), *cuts[max(1, len(cuts)-2):]]
         return b
     def __len__(self): return len(self.cuts)-1
     def __getitem__(self, i): return tuple(o[:,slice(*self.cuts[i:i+2])] for o in (self.x, self.y))

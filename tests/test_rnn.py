@@ -186,7 +186,8 @@ def test_pointer_repeats():
 
 
 @pytest.mark.parametrize('text,places', [('one', 'ones'), ('twelve', 'ones'), ('ninety', 'tens'), ('forty two', 'tens ones'),
-    ('six hundred', 'hundreds hundred'), ('two thousand sixty', 'thousands thousand tens'), ('two thousand three hundred one', 'thousands thousand hundreds hundred ones')])
+    ('six hundred', 'hundreds hundred'), ('two thousand sixty', 'thousands thousand tens'),
+    ('two thousand three hundred one', 'thousands thousand hundreds hundred ones')])
 def test_places(text, places): assert number_places(text) == places.split()
 
 

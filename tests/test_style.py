@@ -223,7 +223,8 @@ def test_what_is_not_ours_stays(files, tmp_path, name, way):
         (tmp_path/name).unlink()
         (tmp_path/name).symlink_to(tmp_path/'mine')
     before = {o.name: o.read_bytes() for o in tmp_path.glob('[!.]*') if o.is_file()}
-    with pytest.raises(CourseError, match=f'{"out.png" if way == "before" else name}: is there already.*--out'): paint(files, tmp_path/'out.png', tell=pytest.fail)
+    said = f'{"out.png" if way == "before" else name}: is there already.*--out'
+    with pytest.raises(CourseError, match=said): paint(files, tmp_path/'out.png', tell=pytest.fail)
     assert {o.name: o.read_bytes() for o in tmp_path.glob('[!.]*') if o.is_file()} == before
 
 
@@ -242,7 +243,8 @@ def test_never_over_an_input(files, tmp_path, which, way, name):
         if way == 'a hard link': os.link(tmp_path/name, used)
         else: used.symlink_to(tmp_path/name)
     before = (tmp_path/name).read_bytes()
-    with pytest.raises(CourseError, match='one of the pictures to read'): paint([used, files[1]] if which == 0 else [files[0], used], tmp_path/'out.png', tell=pytest.fail)
+    read = [used, files[1]] if which == 0 else [files[0], used]
+    with pytest.raises(CourseError, match='one of the pictures to read'): paint(read, tmp_path/'out.png', tell=pytest.fail)
     assert (tmp_path/name).read_bytes() == before
 
 
