@@ -33,7 +33,6 @@ def mask_places(mask, hw:tuple): # (1, 1, H, W); (h, w) of a layer → (h·w,) o
     "Where a layer's grid meets the mask"
     return F.adaptive_max_pool2d(mask, hw).flatten() > .5
 
-# %% ../nbs/08b_painterly_harmonization.ipynb #55654836
 def nearest_places(
     f, s,                 # features of the pasted picture (1, c, h, w), and of the painting (1, c, k, l)
     where, chunk:int=1024 # (h·w,) of bool, places of the object; places compared at once
@@ -53,7 +52,6 @@ def style_at(
     target = object_gram(s[0].flatten(1)[:, idx.unique() if unique else idx])
     return lambda f: weight*relative_error(object_gram(f[0].flatten(1)[:, where]), target)
 
-# %% ../nbs/08b_painterly_harmonization.ipynb #21b51369
 def paint_inside(
     net, painting, start, mask, # the loss network; (1, 3, h, w) each, the second to begin with; (1, 1, h, w)
     *how, evals:int=100         # terms and pixels, see `picture_loss`
@@ -118,7 +116,6 @@ def histogram_match(v, like): # (c, n) and (c, m) → (c, n)
     ranks = v.argsort(1).argsort(1)
     return like.sort(1)[0].gather(1, ranks*like.shape[1]//v.shape[1])
 
-# %% ../nbs/08b_painterly_harmonization.ipynb #108fea99
 def histogram_at(s, idx, where, weight): # see `style_at`
     "Features over the object, distributed as the painting's where it was mapped to"
     target = s[0].flatten(1)[:, idx]

@@ -126,7 +126,6 @@ def plain_vgg(widths=(24,48,96,96)) -> nn.Sequential: # channels of each block
     "torchvision's VGG layout with one convolution a block, for want of a trained one"
     return make_layers([o for w in widths for o in (w, 'M')])
 
-# %% ../nbs/08_style_transfer.ipynb #7cf1e750
 def keep_outputs(net): # a network, changed in place
     "Let no ReLU overwrite what came before it: a hook on a convolution would find the ReLU's output"
     for o in net.modules():

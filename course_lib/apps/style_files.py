@@ -23,7 +23,6 @@ def _state(made, part, key, tell):
     tell(f'goes on at size {at[0]+1}, evaluation {at[1]}')
     return torch.from_numpy(x).float().to(default_device()), at
 
-# %% ../../nbs/apps/style_files.ipynb #56ce879c
 def _write_state(made, part, so_far, key, x, at):
     "The picture for people, and for the next run"
     np.savez(f := io.BytesIO(), x=x.cpu().numpy().astype(np.float16), at=np.array(at))
@@ -75,7 +74,6 @@ def _watcher(write, size, tell, every):
         if i % every == 0: write(x.clamp(0, 1), (k, i))
     return each
 
-# %% ../../nbs/apps/style_files.ipynb #d8bde7e6
 def _file_network(arch, pretrained, ims, tell):
     seed_everything(0)
     small = torch.cat([picture_batch(o, (96, 96), 'cpu') for o in ims])
