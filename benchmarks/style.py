@@ -3,7 +3,7 @@
 Both start from the same soft noise, ask the same network with the same weights, and go down the same combined loss. The textbook
 version is the one of most notebooks: the whole convolutional part of the network with its batch norms, hooks on the block ends,
 the picture's own normalised pixels as parameters, and `torch.optim.LBFGS` as it comes, in steps of twenty. Ours has its norms
-folded, runs only as far as it has to, keeps the memory order that convolutions like, and paints on a `Canvas`.
+folded, runs only as far as it has to, keeps the memory order that convolutions like, and paints on a `FourierCanvas`.
 
 The speed is measured first, in short runs that take turns; the medians are compared. Then both run once for their losses: the
 textbook version for --long evaluations, ours for --short. A run passes if our loss is at most the other's and we are at least
@@ -65,13 +65,13 @@ class Textbook:
 def networks(arch, pretrained, pictures, device):
     "The same weights twice: as torchvision has them, and as our judge keeps them"
     import copy, torch
-    from course_lib.models import imagenet_weights, torchvision_encoder
+    from course_lib.models import imagenet_norm, imagenet_weights, torchvision_encoder
     from course_lib.feature_loss import fold_norms
-    from course_lib.style import as_judge_sees, keep_outputs, plain_vgg, unit_variance_
+    from course_lib.style import keep_outputs, plain_vgg, unit_variance_
     weights = None if arch == 'small' else imagenet_weights(arch, pretrained)
     net = plain_vgg() if arch == 'small' else torchvision_encoder(arch, weights)
     keep_outputs(net).eval().requires_grad_(False)
-    if weights is None: unit_variance_(net, as_judge_sees(pictures.cpu()))
+    if weights is None: unit_variance_(net, imagenet_norm(pictures.cpu()))
     ours = fold_norms(copy.deepcopy(net)).to(device, memory_format=torch.channels_last)
     return net.to(device), ours, bool(weights)
 
@@ -97,7 +97,7 @@ def main(
     from course_lib.files import write_atomic
     from course_lib.data import get_data
     from course_lib.models import half_dtype
-    from course_lib.style import Canvas, block_ends, open_picture, optimise, picture_batch, soft_noise, transfer_loss
+    from course_lib.style import FourierCanvas, block_ends, open_picture, optimise, picture_batch, soft_noise, transfer_loss
     torch.set_num_threads(threads)
     device, path = default_device(), get_data('style_images', 'sample')
     c, p = (picture_batch(open_picture(path/o), (size, size), device) for o in (f'content_{content}.png', f'style_{style}.png'))
@@ -109,7 +109,7 @@ def main(
     loss = transfer_loss(judge, c, p, block, weight, half_dtype(device))
     def ours(evals):
         times = []
-        losses = optimise(loss, Canvas(start), evals, each=lambda *args: times.append(time.perf_counter()))[1]
+        losses = optimise(loss, FourierCanvas(start), evals, each=lambda *args: times.append(time.perf_counter()))[1]
         return losses, times
     ways = {'textbook': lambda n: textbook.run(start, n), 'ours': ours}
     print(f"{arch}, {'ImageNet' if trained else 'RANDOM'} weights, {size} px, {device_name()}")

@@ -11,42 +11,40 @@ from .show import colors
 # %% ../nbs/lib/diagrams.ipynb #132718ca
 layer_colors = dict(i_h=colors[2], h_h=colors[1], h_o=colors[0])
 
-def _shape(ax, kind, x, y, text):
+def _shape(ax, kind, x, y, text=''):
     import matplotlib.patches as mp
-    made = dict(input=lambda: mp.Rectangle((x-.2, y-.17), .4, .34), hidden=lambda: mp.Circle((x, y), .19),
-        output=lambda: mp.RegularPolygon((x, y), 3, radius=.24), start=lambda: mp.Circle((x, y), .19, ls=':'))[kind]()
+    if kind == 'input': made = mp.Rectangle((x-.2, y-.17), .4, .34)
+    elif kind == 'output': made = mp.RegularPolygon((x, y), 3, radius=.24)
+    else: made = mp.Circle((x, y), .19, ls=':' if kind == 'start' else '-')
     made.set(facecolor='white', edgecolor='#333', lw=1.4, zorder=2)
     ax.add_patch(made)
     if text: ax.text(x+.28, y, text, ha='left', va='center', fontsize=8)
 
 # %% ../nbs/lib/diagrams.ipynb #9cb6b5a5
 def _arrow(ax, a, b, layer):
-    ax.annotate('', b, a, zorder=1, arrowprops=dict(arrowstyle='-|>', lw=2, color=layer_colors[layer], shrinkA=13, shrinkB=13))
+    how = dict(arrowstyle='-|>', lw=2, color=layer_colors[layer], shrinkA=13, shrinkB=13)
+    ax.annotate('', b, a, zorder=1, arrowprops=how)
 
-# %% ../nbs/lib/diagrams.ipynb #c17850a9
 def _self_arrow(ax, x, y, layer): # out of a circle's left side and back into it
     import matplotlib.patches as mp
     from matplotlib.path import Path as Line
     line = Line([(x-.1, y+.16), (x-1., y+.5), (x-1., y-.5), (x-.16, y-.11)], [1, 4, 4, 4])
-    ax.add_patch(mp.FancyArrowPatch(path=line, arrowstyle='-|>', mutation_scale=10, lw=2, color=layer_colors[layer], fill=False, zorder=1))
+    how = dict(arrowstyle='-|>', mutation_scale=10, lw=2, color=layer_colors[layer], fill=False)
+    ax.add_patch(mp.FancyArrowPatch(path=line, zorder=1, **how))
 
 # %% ../nbs/lib/diagrams.ipynb #f944637f
 def draw_unrolled(
-    ax,               # a matplotlib axes
-    n:int,            # words in
-    layers:int=1,     # circles above each other
-    every:bool=True,  # a triangle after each word, or after the last one only?
-    carried:bool=False, # does a state come in from the batch before?
-    title:str=''
+    ax, n:int, layers:int=1,              # a matplotlib axes; words in; circles above each other
+    every:bool=True, carried:bool=False, title:str='' # a triangle after each word? does a state come in?
 ):
     "A recurrent network word by word, from left to right"
     for t in range(1, n+1):
         _shape(ax, 'input', 1.3*t, 0, f'word {t}')
         for l in range(1, layers+1):
-            _shape(ax, 'hidden', 1.3*t, .8*l, '')
+            _shape(ax, 'hidden', 1.3*t, .8*l)
             _arrow(ax, (1.3*t, .8*l-.8), (1.3*t, .8*l), 'i_h' if l == 1 else 'h_h')
-            if t > 1: _arrow(ax, (1.3*t-1.3, .8*l), (1.3*t, .8*l), 'h_h')
-            if t == 1 and carried: _shape(ax, 'start', 0, .8*l, ''); _arrow(ax, (0, .8*l), (1.3, .8*l), 'h_h')
+            if t == 1 and carried: _shape(ax, 'start', 0, .8*l)
+            if t > 1 or carried: _arrow(ax, (1.3*t-1.3, .8*l), (1.3*t, .8*l), 'h_h')
         if every or t == n:
             _shape(ax, 'output', 1.3*t, .8*layers+.8, f'word {t+1}?')
             _arrow(ax, (1.3*t, .8*layers), (1.3*t, .8*layers+.8), 'h_o')
@@ -55,38 +53,30 @@ def draw_unrolled(
 
 # %% ../nbs/lib/diagrams.ipynb #44fc0083
 def draw_loop(
-    ax,               # a matplotlib axes
-    layers:int=1,     # circles above each other
-    every:bool=True,  # is the triangle inside the loop?
-    carried:bool=False, # is the state kept for the next batch?
-    title:str=''
+    ax, layers:int=1, # a matplotlib axes; circles above each other
+    every:bool=True, carried:bool=False, title:str='' # is the triangle in the loop? is the state kept?
 ):
-    "The same network with the loop drawn as a loop"
+    "A recurrent network with the loop drawn as a loop"
     import matplotlib.patches as mp
-    top = .8*layers
+    top, high = .8*layers, .8*layers + (1.25 if every else .42)
     _shape(ax, 'input', 0, 0, 'word i')
     for l in range(1, layers+1):
-        _shape(ax, 'hidden', 0, .8*l, '')
+        _shape(ax, 'hidden', 0, .8*l)
         _arrow(ax, (0, .8*l-.8), (0, .8*l), 'i_h' if l == 1 else 'h_h')
         _self_arrow(ax, 0, .8*l, 'h_h')
     _shape(ax, 'output', 0, top+.8, 'word i+1?' if every else 'word n+1?')
     _arrow(ax, (0, top), (0, top+.8), 'h_o')
-    high = top + (1.25 if every else .42)
     ax.add_patch(mp.Rectangle((-1.05, -.33), 2.3, high+.33, fill=False, ls='--', edgecolor='#888'))
-    ax.text(.1, -.45, 'for i = 1 … n' + (', state kept' if carried else ', state from zero'), ha='center', va='top', fontsize=8)
+    says = f'for i = 1 … n, state {"kept" if carried else "from zero"}'
+    ax.text(.1, -.45, says, ha='center', va='top', fontsize=8)
     ax.set(xlim=(-1.15, 1.35), ylim=(-.8, top+1.4), aspect='equal', title=title)
     ax.axis('off')
 
 # %% ../nbs/lib/diagrams.ipynb #0b336d11
-def draw_both(
-    n:int=3, # words of the unrolled picture
-    title:str='',
-    **kwargs # layers, every, carried
-): # the matplotlib figure
-    "A network unrolled, and beside it as a loop"
+def draw_both(n:int=3, title:str='', **kwargs): # words of the unrolled picture; layers, every, carried
+    "A network unrolled, and beside it as a loop; the matplotlib figure"
     import matplotlib.pyplot as plt
-    high = 2.1 + .7*kwargs.get('layers', 1)
-    wide = 1.3*n + (1.3 if kwargs.get('carried') else .1)
+    high, wide = 2.1 + .7*kwargs.get('layers', 1), 1.3*n + (1.3 if kwargs.get('carried') else .1)
     fig, axs = plt.subplots(1, 2, figsize=(7.5, high), width_ratios=(wide, 2.5)) # both at one scale
     draw_unrolled(axs[0], n, title=f'{title}, word by word', **kwargs)
     draw_loop(axs[1], title='the same, as a loop', **kwargs)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, kept_weights, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, segment, show, style, style_experiments, unet, wgan, wgan_experiments
+from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, kept_weights, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, show, style, unet, wgan, wgan_experiments
 from course_lib import checkpoints as cyclegan_parts
 from course_lib import kid as judge
 from course_lib.apps import style_files
@@ -22,7 +22,7 @@ draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
     'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside', 'samples.kit.as_image', 'samples.bedrooms.bedroom',
     'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image', 'samples.things.draw_thing',
-    'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'runner.explain_error'}
+    'harmonize.histogram_at', 'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both'}
 
 
 def public():
@@ -114,25 +114,19 @@ nets = { # class → a network of it, and its input
     'cyclegan_parts.InstanceNorm': lambda: (cyclegan_parts.InstanceNorm(4), pics(2,4,8,8).requires_grad_()),
     'cyclegan_parts.Conv2d': lambda: (halved(cyclegan_parts.Conv2d(3, 4, 3)), pics(2,3,8,8)),
     'cyclegan_parts.UnetGenerator': lambda: (cyclegan_parts.UnetGenerator(4, 2, True), pics(2,3,16,16)),
-    'style.Canvas': lambda: (style.Canvas(pics(1,3,16,16)),),
     'rnn.Model0': lambda: (rnn.Model0(9, 8), ids(2,3)),
     'rnn.Model1': lambda: (rnn.Model1(9, 8), ids(2,6)),
     'rnn.Model2': lambda: (rnn.Model2(9, 8), ids(2,6)),
     'rnn.Model3': lambda: (rnn.Model3(9, 8), ids(2,6)),
     'rnn.Model4': lambda: (rnn.Model4(9, 8), ids(2,6)),
     'rnn.Model5': lambda: (rnn.Model5(9, 8), ids(2,6)),
-    'rnn.RNNCell': lambda: (rnn.RNNCell(4, 8), pics(2,4), pics(2,8)),
-    'rnn.GRUCell': lambda: (rnn.GRUCell(4, 8), pics(2,4), pics(2,8)),
-    'rnn.LSTMCell': lambda: (rnn.LSTMCell(4, 8), pics(2,4), (pics(2,8), pics(2,8))),
     'pointer.Dropout': lambda: (pointer.Dropout(.5), pics(2,4)),
     'pointer.TiedLM': lambda: (pointer.TiedLM(9, 8), ids(2,6)),
     'pointer.PointerLM': lambda: (pointer.PointerLM(9, 8), ids(2,6)),
-    'heads.BothWays': lambda: (heads.Labeller(heads.BothWays(9, 8), 16, 3), ids(2,6)),
-    'heads.Labeller': lambda: (heads.Labeller(rnn.Model5(9, 8), 8, 3), ids(2,6)),
-    'heads.Classifier': lambda: (heads.Classifier(rnn.Model5(9, 8), 8, 3), ids(2,6)),
     'darknet.ResLayer': lambda: (darknet.ResLayer(8), pics(2,8,8,8)),
     'darknet.Darknet': lambda: (darknet.Darknet([1, 1], nf=4, stem=darknet.far_stem), pics(2,3,32,32)),
     'darknet.Branches': lambda: (darknet.Branches(8), pics(2,8,8,8)),
+    'style.FourierCanvas': lambda: (style.FourierCanvas(pics(1,3,16,16)),),
 }
 def faded(net): net.fade = .5; return net
 def halved(conv): conv.half = True; return conv
@@ -174,20 +168,12 @@ losses = {
     'style.transfer_loss': lambda: style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1)(pics(1,3,32,32).requires_grad_()),
     'style.match_colours': lambda: style.match_colours(pics(1,3,16,16), pics(1,3,16,16)),
     'style.keep_colours': lambda: style.keep_colours(pics(1,3,16,16), pics(1,3,16,16)),
-    'style_experiments.total_variation': lambda: style_experiments.total_variation(pics(2,3,8,8).requires_grad_()),
-    'style_experiments.masked_gram': lambda: style_experiments.masked_gram(pics(2,4,8,8).requires_grad_(), pics(1,1,16,16)),
-    'style_experiments.patchiness': lambda: style_experiments.patchiness(plain(), pics(1,3,64,64)),
     'harmonize.object_gram': lambda: harmonize.object_gram(pics(4,9).requires_grad_()),
     'harmonize.histogram_match': lambda: harmonize.histogram_match(pics(4,9), pics(4,7)),
-    'harmonize.variation': lambda: harmonize.variation(pics(1,3,8,8)),
     'harmonize.tv_weight': lambda: harmonize.tv_weight(pics(1,3,8,8)),
-    'harmonize.smooth_colours': lambda: harmonize.smooth_colours(pics(1,3,8,8), pics(1,1,8,8)),
     'rnn.last_word_loss': lambda: rnn.last_word_loss(pics(2,9).requires_grad_(), ids(2,6)),
     'rnn.word_scores': lambda: rnn.word_scores(there(pointer.TiedLM(9, 8)), ids(2,6)),
     'rnn.guesses': lambda: here(rnn.guesses(there(rnn.Model5(9, 8)), torch.zeros(200, dtype=torch.long), 4, 6)),
-    'pointer.activation_penalty': lambda: pointer.activation_penalty(pics(2,6,8).requires_grad_()),
-    'pointer.temporal_penalty': lambda: pointer.temporal_penalty(pics(2,6,8).requires_grad_()),
-    'pointer.errors_by': lambda: pointer.errors_by(['a', 'b'], ids(2) > 0) and None,
     'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()),
     'darknet.reflect_crop': lambda: darknet.reflect_crop(pics(4,3,8,8), 2),
     'data.random_crop': lambda: data.random_crop(pics(4,1,8,8), 3),
@@ -199,6 +185,8 @@ losses = {
     'unet.mean_iou': lambda: unet.mean_iou(pics(4,4)),
     'unet.most_frequent': lambda: unet.most_frequent(SimpleNamespace(loaders=[SimpleNamespace(tensors=lambda: (None, ids(3,8,8)))]*2), 4, 1),
     'unet.SceneMetric': lambda: metric(unet.SceneMetric(unet.mean_iou, 4, 1), pics(2,4,8,8), ids(2,8,8)),
+    'style.loss_network': lambda: style.loss_network('small', 'no', pics(1,3,32,32), cuda)[0](pics(1,3,32,32)),
+    'harmonize.square_variation': lambda: harmonize.square_variation(pics(1,3,8,8)),
 }
 def metric(m, pred, y):
     m.reset()
@@ -222,12 +210,10 @@ steps = {
     'judge.train_judge': lambda: judge.train_judge(rooms(16), 2, 8).head.weight,
     'cyclegan.CycleGAN': lambda: a_cyclegan().step(pics(1,3,32,32), pics(1,3,32,32)),
     'cyclegan_parts.stripes_detector': lambda: cyclegan_parts.stripes_detector([(torch.zeros(3,16,16),)*2]*4, 2)[0].weight,
-    'style.optimise': lambda: style.optimise(style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1, half=models.half_dtype(cuda)), style.Canvas(pics(1,3,32,32)), 2, opt=torch.optim.Adam)[0],
-    'style_experiments.train_painter': lambda: style_experiments.train_painter(there(style_experiments.painter_net(4, 1)), plain(), pics(1,3,32,32), pics(3,3,32,32), 2, 5., 1, 2),
+    'style.optimise': lambda: style.optimise(style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1, half=models.half_dtype(cuda)), style.FourierCanvas(pics(1,3,32,32)), 2, opt=torch.optim.Adam)[0],
     'harmonize.first_pass': lambda: harmonize.nearest_places(pics(1,4,6,6), pics(1,4,6,6), pics(36) > .5),
     'harmonize.style_at': lambda: harmonize.style_at(pics(1,4,6,6), ids(36), pics(36) > .5, 1.)(pics(1,4,6,6).requires_grad_()),
     'rnn.words_learner': lambda: learns(rnn.words_learner(dls(ids(4,6), ids(4,6)), rnn.Model5(9, 8))),
-    'heads.fit_remainder': lambda: learns(resnet.course_learner(dls(ids(4,6), ids(4)), heads.Classifier(rnn.Model5(9, 8), 8, 3))),
     'darknet.cifar_learner': lambda: learns(darknet.cifar_learner(dls(pics(4,3,32,32), ids(4)), darknet.Darknet([1, 1], nf=4), cfg('10', speed='fast'))),
     'phases.fit_phases': lambda: phased([phases.TrainingPhase(1, lr=.1), phases.TrainingPhase(1, lr=.1)]),
     'phase_parts.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phase_parts.AverageWeights()),

@@ -1,7 +1,7 @@
 "Batches and sizes that the settings allow and the data or the network does not: one line each, before anything trains"
 import functools
 import pytest, torch
-from course_lib import cyclegan, darknet, dcgan, feature_loss, gan, heads, pairs, phases, resnet, rnn, style, unet, wgan
+from course_lib import cyclegan, darknet, dcgan, feature_loss, gan, pairs, phases, resnet, rnn, style, unet, wgan
 from course_lib.core import AttrDict, CourseError, lesson_settings
 from course_lib.data import get_data
 
@@ -19,10 +19,6 @@ def critic_dls(**changed):
     files, path = photo_pairs()
     return gan.critic_dls(list(files), [], path, cfg('04', **changed))
 
-def numbers(bs):
-    lines = {o: rnn.read_numbers(data('human_numbers'), o) for o in ('train', 'valid')}
-    return heads.number_classes(lines, rnn.number_ids(data('human_numbers'))[2], bs=bs)
-
 def texts(bs): return rnn.number_dls(*rnn.number_ids(data('human_numbers'))[:2], bs, 20)
 
 too_large = { # what asks for more in a batch than there is
@@ -34,7 +30,6 @@ too_large = { # what asks for more in a batch than there is
     "04's critic": lambda: critic_dls(bs_critic=1024, crop=128),
     '05': lambda: pairs.pair_dls(*photo_pairs(), AttrDict({**feature_loss.large_stage(cfg('05', bs_full=8192)), 'variants': 1})),
     '09': lambda: texts(8192),
-    '09c': lambda: numbers(8192),
     '07': lambda: cyclegan.fit_cycle(AttrDict(cfg=cfg('07', bs=8192)), range(300), shown=False),
 }
 

@@ -13,7 +13,7 @@ import numpy as np, torch
 from PIL import Image
 from ..core import CourseError, default_device, seed_everything
 from ..files import MadeHere, check_folder, no_room, write_atomic
-from ..style import keep_colours, open_picture, picture_batch, sizes_up_to, style_judge, transfer
+from ..style import keep_colours, loss_network, open_picture, picture_batch, sizes_up_to, transfer
 
 # %% ../../nbs/apps/style_files.ipynb #adba7381
 def _state(made, part, key, tell):
@@ -23,7 +23,6 @@ def _state(made, part, key, tell):
     tell(f'goes on at size {at[0]+1}, evaluation {at[1]}')
     return torch.from_numpy(x).float().to(default_device()), at
 
-# %% ../../nbs/apps/style_files.ipynb #56ce879c
 def _write_state(made, part, so_far, key, x, at):
     "The picture for people, and for the next run"
     np.savez(f := io.BytesIO(), x=x.cpu().numpy().astype(np.float16), at=np.array(at))
@@ -36,38 +35,32 @@ def _picture_bytes(x, name):
     im.save(f := io.BytesIO(), 'PNG' if name.lower().endswith('.png') else 'JPEG', quality=95)
     return f.getvalue()
 
-def save_picture(
-    x, path:Path # (1, 3, h, w), 0 to 1; a .png or .jpg file
-):
+def save_picture(x, path:Path): # (1, 3, h, w), 0 to 1; a .png or .jpg file
     "Write a picture so that a reader sees the old file or the new one; read back, it is within half a level"
     write_atomic(path, _picture_bytes(x, path.name))
 
 # %% ../../nbs/apps/style_files.ipynb #b15da7a0
 def style_file(
-    content:str|Path, painting:str|Path, # picture files
-    out:str|Path,             # a .png or .jpg file for the result
-    size:int=512,             # the longer side of the result, in pixels
-    weight:float=5.,          # of the style
-    keep:bool=False,          # keep the photograph's colours
-    evals:int=300,            # see `transfer`
-    arch:str='squeezenet1_1', # the judge, see `style_judge`
-    pretrained:str='auto',    # likewise
-    tell=print,               # is told where the work is, in a line
-    every:int=20              # evaluations between two pictures so far
-) -> Path:                    # `out`
+    content:str|Path, painting:str|Path, out:str|Path, # picture files; a .png or .jpg file for the result
+    size:int=512, weight:float=5.,  # the longer side of the result, in pixels; of the style
+    keep:bool=False, evals:int=300, # keep the photograph's colours; see `transfer`
+    arch:str='squeezenet1_1', pretrained:str='auto', # see `loss_network`
+    tell=print, every:int=20 # is told in a line where the work is; evaluations between two pictures so far
+) -> Path: # `out`
     "Paint a photograph; goes on where an earlier call with the same arguments was stopped"
-    content, painting, out = Path(content), Path(painting), Path(out)
+    content, painting, out = map(Path, (content, painting, out))
     made, names = MadeHere(out.parent), [out.name, f'{out.stem}.part.npz', f'{out.stem}-so-far.jpg']
-    _check_job(content, painting, out, weight, evals)
+    _check_job(out, weight, evals)
     _check_names(made, names, (content, painting))
     ims = [open_picture(o, size) for o in (content, painting)]
-    net, trained = _file_judge(arch, pretrained, ims, tell)
+    net, trained = _file_network(arch, pretrained, ims, tell)
     key = _job_key(ims, size, weight, evals, arch, trained)
     start, at = _state(made, names[1], key, tell)
     each = _watcher(partial(_write_state, made, *names[1:], key), size, tell, every)
     try:
         x = transfer(net, *ims, size, evals, 2 if trained else 1, weight, start=start, at=at, each=each)
-        made.put(out.name, _picture_bytes(keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:]))) if keep else x, out.name), key)
+        if keep: x = keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:])))
+        made.put(out.name, _picture_bytes(x, out.name), key)
         for o in names[1:]: made.remove(o)
     except OSError as e: raise CourseError(no_room(out.parent, e, '--out')) from None
     return out
@@ -81,29 +74,28 @@ def _watcher(write, size, tell, every):
         if i % every == 0: write(x.clamp(0, 1), (k, i))
     return each
 
-# %% ../../nbs/apps/style_files.ipynb #d8bde7e6
-def _file_judge(arch, pretrained, ims, tell):
+def _file_network(arch, pretrained, ims, tell):
     seed_everything(0)
-    net, trained = style_judge(arch, pretrained, torch.cat([picture_batch(o, (96, 96), 'cpu') for o in ims]))
+    small = torch.cat([picture_batch(o, (96, 96), 'cpu') for o in ims])
+    net, trained = loss_network(arch, pretrained, small)
     if not trained: tell('random weights: colours and short marks, and no more')
     return net, trained
 
-# %% ../../nbs/apps/style_files.ipynb #b9c38039
 def _job_key(ims, *what):
     sha = lambda b: hashlib.sha256(b).hexdigest()
     return sha(json.dumps([*(sha(o.tobytes()) for o in ims), *what]).encode())
 
 # %% ../../nbs/apps/style_files.ipynb #2ca84671
-def _check_job(content, painting, out, weight, evals):
+def _check_job(out, weight, evals):
     if out.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
         raise CourseError(f'{out}: expected a name that ends in .png or .jpg')
     if not (weight >= 0 and evals >= 2):
         raise CourseError(f'weight = {weight}, evals = {evals}: expected 0 or more, and 2 or more')
-    if not out.parent.is_dir(): raise CourseError(f'{out}: the folder {out.parent} is not there. Make it first')
+    if not out.parent.is_dir(): raise CourseError(f'{out}: the folder is not there. Make it first')
     check_folder(out.parent, '--out')
 
 def _check_names(made, names, inputs):
-    "The result, the state and the picture so far go to places that are free or ours, and that nobody reads from"
+    "Result, state and picture so far go to places that are free or ours, and that nobody reads from"
     for o in names:
         p = made.folder/o
         if any(i.exists() and p.exists() and i.samefile(p) for i in inputs):

@@ -4,14 +4,14 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
-from course_lib import cyclegan, darknet, gan, heads, models, pairs, pointer, rnn, wgan
+from course_lib import cyclegan, darknet, gan, models, pairs, pointer, rnn, wgan
 from course_lib.core import default_device, lesson_settings
 from course_lib.show import show_images, to_array
 from course_lib.data import get_data
 from course_lib.feature_loss import FeatureLoss, LossNetwork, lsuv_
 from course_lib.phases import TrainingPhase, sized_dls, small_net
 from course_lib.resnet import course_learner
-from course_lib.style import picture_batch, soft_noise, style_judge, transfer, transfer_loss
+from course_lib.style import loss_network, picture_batch, soft_noise, transfer, transfer_loss
 from PIL import Image
 
 
@@ -95,7 +95,7 @@ def test_cyclegan_in_half(dev, half, monkeypatch):
 def test_style(dev):
     "Lesson 08: transfer on the card, and a gradient in both types of 16 bits"
     a, b = (soft_noise((64, 64), 5, i, dev) for i in range(2))
-    net, _ = style_judge('small', 'no', torch.cat([a, b]))
+    net, _ = loss_network('small', 'no', torch.cat([a, b]))
     slopes = []
     for half in (None, torch.bfloat16, torch.float16):
         x = (.5*a+.5*b).requires_grad_()
@@ -118,11 +118,10 @@ def test_words(dev, make):
     assert next(learn.model.parameters()).device.type == dev.type and learn.validate()[1] > .05
 
 
-def test_other_heads(dev):
-    "Lesson 09: the rest, forward and backward"
+def test_tied_and_pointer(dev):
+    "Lesson 09b: the models that keep more than a state, forward and backward"
     x = torch.randint(31, (4, 12), device=dev)
-    both = heads.BothWays(31, 16)
-    for o in (pointer.TiedLM(31, 16), pointer.PointerLM(31, 16), heads.Labeller(both, 32, 4), heads.Classifier(both, 32, 4)):
+    for o in (pointer.TiedLM(31, 16), pointer.PointerLM(31, 16)):
         for _ in range(2): rnn.word_scores(o.to(dev), x).square().mean().backward() # twice: with a state that was kept
 
 
