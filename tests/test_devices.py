@@ -185,8 +185,8 @@ losses = {
     'rnn.word_scores': lambda: rnn.word_scores(there(pointer.TiedLM(9, 8)), ids(2,6)), 'rnn.guesses': lambda: here(rnn.guesses(there(rnn.Model5(9, 8)), torch.zeros(200, dtype=torch.long), 4, 6)),
     'pointer.activation_penalty': lambda: pointer.activation_penalty(pics(2,6,8).requires_grad_()), 'pointer.temporal_penalty': lambda: pointer.temporal_penalty(pics(2,6,8).requires_grad_()),
     'pointer.errors_by': lambda: pointer.errors_by(['a', 'b'], ids(2) > 0) and None,
-    'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()), 'darknet.reflect_crop': lambda: darknet.reflect_crop(pics(4,3,8,8), 2),
-    'data.random_crop': lambda: data.random_crop(pics(4,1,8,8), 3), 'models.in_half': lambda: models.in_half(lambda x: [x*2], pics(2,3,8,8).requires_grad_(), torch.float16),
+    'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()),
+    'data.random_crop': lambda: [data.random_crop(pics(4,1,8,8), 3, mode=o) for o in ('zeros', 'reflect')], 'models.in_half': lambda: models.in_half(lambda x: [x*2], pics(2,3,8,8).requires_grad_(), torch.float16),
 }
 def metric(m, pred, y):
     m.reset()
