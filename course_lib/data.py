@@ -380,7 +380,6 @@ class PILPhoto(PILImage):
 def _reflected(x, pad):
     "A batch with its own reflection around it: row −1 is row 1 again; bytes too, on every device"
     for dim,n in ((2, x.shape[2]), (3, x.shape[3])):
-        if not 0 <= pad < n: raise CourseError(f'random_crop: pad = {pad}, pictures of {n} pixels. Expected 0 to {n-1}')
         at = torch.arange(-pad, n+pad, device=x.device).abs()
         x = x.index_select(dim, (n-1) - ((n-1) - at).abs())
     return x
@@ -394,6 +393,8 @@ def random_crop(
 ):             # tensor (n, c, h, w)
     "Pad a batch and crop it back to its size, each picture at a place of its own"
     n, c, h, w = x.shape
+    if pad < 0 or mode == 'reflect' and pad >= min(h, w):
+        raise CourseError(f'random_crop: pad = {pad}, pictures of {h}×{w}. Expected 0 or more, to reflect below the sides')
     i, j = (torch.randint(2*pad+1, (n,), device=x.device) if o is None else o for o in (i, j))
     padded = _reflected(x, pad) if mode == 'reflect' else F.pad(x, (pad,)*4)
     windows = padded.unfold(2, h, 1).unfold(3, w, 1) # (n, c, 2·pad+1, 2·pad+1, h, w)

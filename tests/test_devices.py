@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, segment, show, style, style_experiments, unet, wgan, wgan_experiments
+from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, heads, models, pairs, phases, pointer, resnet, restore, rnn, segment, show, style, style_experiments, unet, wgan, wgan_experiments
 from course_lib import checkpoints as cyclegan_parts
 from course_lib import kid as judge
 from course_lib.apps import style_files
@@ -222,8 +222,7 @@ steps = {
     'heads.fit_remainder': lambda: learns(resnet.course_learner(dls(ids(4,6), ids(4)), heads.Classifier(rnn.Model5(9, 8), 8, 3))),
     'darknet.cifar_learner': lambda: learns(darknet.cifar_learner(dls(pics(4,3,32,32), ids(4)), darknet.Darknet([1, 1], nf=4), cfg('10', speed='fast'))),
     'phases.fit_phases': lambda: phased([phases.TrainingPhase(1, lr=.1), phases.TrainingPhase(1, lr=.1)]),
-    'phase_parts.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phase_parts.AverageWeights()),
-    'schedules.lars': lambda: phased([phases.TrainingPhase(2, schedules.lars, lr=.1)]),
+    'phases.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phases.AverageWeights()),
     'restore.restore_photo': lambda: restore.restore_photo(there(restore.photo_unet(dict(widths=[8,8,16]))), photo(), most=1, tile=64, overlap=32) and None,
 }
 def generator(): return there(restore.photo_unet(dict(widths=[8,8,16])))
@@ -246,15 +245,9 @@ figures = {
     'cyclegan_parts.save_strips': lambda: cyclegan_parts.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
     'judge.gallery': lambda: show.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
     'style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
-    'phase_parts.draw_schedule': lambda: len(schedule_of_a_fit()) and None,
     'wgan.noise_walk': lambda: show.show_images(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
     'restore.weights_digest': lambda: restore.weights_digest(dict(a=pics(3))) and None,
 }
-
-def schedule_of_a_fit():
-    learn = resnet.course_learner(dls(pics(4,1,28,28), ids(4)), there(phases.small_net(4)))
-    with learn.no_bar(), learn.no_logging(): learn.fit_phases([phases.TrainingPhase(2, lr=.1)])
-    return learn.plot_lr()
 
 cases = {**{k: lambda f=f: net(*f()) for k,f in nets.items()}, **losses, **steps, **figures}
 def net(model, *inputs): return there(model).train()(*inputs)
