@@ -826,6 +826,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_lib.phases._times': ('training_phases.html#_times', 'course_lib/phases.py'),
                                    'course_lib.phases.carry_state': ('training_phases.html#carry_state', 'course_lib/phases.py'),
                                    'course_lib.phases.change_opt': ('training_phases.html#change_opt', 'course_lib/phases.py'),
+                                   'course_lib.phases.gradient_gain': ('training_phases.html#gradient_gain', 'course_lib/phases.py'),
                                    'course_lib.phases.keeps_momentum': ('training_phases.html#keeps_momentum', 'course_lib/phases.py'),
                                    'course_lib.phases.opt_memory': ('training_phases.html#opt_memory', 'course_lib/phases.py'),
                                    'course_lib.phases.opt_name': ('training_phases.html#opt_name', 'course_lib/phases.py'),

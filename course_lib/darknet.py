@@ -12,8 +12,9 @@ import os, re, time
 import torch
 from torch import nn
 from functools import partial
-from fastai.vision.all import (CategoryBlock, Callback, DataBlock, GrandparentSplitter, ImageBlock, MixedPrecision,
-    Normalize, ParamScheduler, PILImage, RandTransform, SGD, SchedLin, TensorImage, combine_scheds, parent_label)
+from fastai.vision.all import (CategoryBlock, Callback, DataBlock, GrandparentSplitter, ImageBlock, SGD,
+    MixedPrecision, Normalize, ParamScheduler, PILImage, RandTransform, SchedLin, TensorImage, combine_scheds,
+    parent_label)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data, known_images, random_crop
 from .models import channels_last, check_finite, half_dtype, memory_layout
@@ -42,7 +43,7 @@ def channel_stats(
     x # bytes (n, c, h, w)
 ): # two tensors (c,): mean and standard deviation of each channel over all pictures, 0–1
     "Statistics of a set of pictures for `Normalize`"
-    if x.ndim != 4: raise CourseError(f'channel_stats: shape {tuple(x.shape)}. Expected four axes: (n, c, h, w)')
+    if x.ndim != 4: raise CourseError(f'channel_stats: shape {tuple(x.shape)}. Expected (n, c, h, w)')
     x = x.float()/255
     return x.mean((0,2,3)), x.std((0,2,3))
 
@@ -64,7 +65,7 @@ class CropAndMirror(RandTransform):
 def cifar_dls(
     path,            # folder with `train/<class>/*.png` and `test/<class>/*.png`
     bs:int=256,      # pictures in a batch
-    batch_tfms=None  # augmentation of training batches; None: reflected shifts by up to 4 pixels, and mirroring
+    batch_tfms=None  # augmentation in training; None: reflected shifts by up to 4 pixels, and mirroring
 ): # fastai DataLoaders; a batch is (bs, 3, 32, 32) floats and (bs,) classes
     "CIFAR-10 as normalised batches that are made on the device"
     if bs < 2: raise CourseError(f'bs = {bs}: batch norm needs more than one picture. Expected a larger bs')
@@ -138,7 +139,7 @@ def triangle_cycle(
 def can_compile(
     device # torch.device
 ) -> bool:
-    "Does torch.compile make code here? Where it does not (no C compiler, no Triton, an old card) one line says so"
+    "Does torch.compile make code here? Where it does not (no compiler, an old card) one line says so"
     f = torch.compile(lambda x: x.sin()*x)
     try: f(torch.ones(8, device=device))
     except Exception as e: why = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:160]}'
@@ -180,7 +181,7 @@ def darknet_of(
 ) -> Darknet:
     "The network that the settings describe"
     if not re.fullmatch(r'\s*\d+(\s+\d+)*\s*', cfg.groups):
-        raise CourseError(f'groups = {cfg.groups}: expected how many layers each group has, such as 1 2 4 6 3')
+        raise CourseError(f'groups = {cfg.groups}: expected the layers of each group, such as 1 2 4 6 3')
     return Darknet([int(o) for o in cfg.groups.split()], nf=cfg.nf, **kwargs)
 
 # %% ../nbs/10_darknet_cifar10.ipynb #d31966d2
