@@ -293,12 +293,11 @@ def phases_sgdr(
 # %% ../nbs/11_training_phases.ipynb #1832e0cc
 def phases_1cycle(
     cycle_len:float, lr, opt_func=SGD, # epochs, all in all; the highest rate; makes the optimiser
-    div:float=10, pct:float=10,        # it begins at lr/div; per cent of the epochs that the tail gets
-    max_mom:float=.95, min_mom:float=.85 # momentum at the start and in the tail; at the highest rate
+    div=10, pct=10, max_mom=.95, min_mom=.85 # from lr/div; per cent of the tail; momentum at the ends, on top
 ) -> list:
     "Up, down and a tail, momentum against it (Smith 2018, section 4)"
-    tri, low, end = (1 - pct/100)*cycle_len, _times(lr, 1/div), _times(lr, 1/(100*div))
-    line = partial(TrainingPhase, opt_func=opt_func, lr_decay='linear')
+    line, tri = partial(TrainingPhase, opt_func=opt_func, lr_decay='linear'), (1 - pct/100)*cycle_len
+    low, end = _times(lr, 1/div), _times(lr, 1/(100*div))
     up = line(tri/2, lr=(low, lr), momentum=(max_mom, min_mom), momentum_decay='linear')
     down = line(tri/2, lr=(lr, low), momentum=(min_mom, max_mom), momentum_decay='linear')
     return [up, down, line(cycle_len-tri, lr=(low, end), momentum=max_mom)]
