@@ -100,7 +100,8 @@ def test_a_phase_keeps_its_settings_to_itself():
 def test_another_optimiser_begins_with_its_own():
     "What one optimiser was set back to is nothing for the next"
     see = Hypers('sqr_mom')
-    learner(opt_func=Adam).fit_phases([TrainingPhase(1, sqr_mom=.5), TrainingPhase(1, partial(RMSProp, sqr_mom=.7)), TrainingPhase(1, partial(RMSProp, sqr_mom=.7))], cbs=see)
+    rms = lambda: TrainingPhase(1, partial(RMSProp, sqr_mom=.7))
+    learner(opt_func=Adam).fit_phases([TrainingPhase(1, sqr_mom=.5), rms(), rms()], cbs=see)
     assert see.seen == [(.5,)]*8 + [(.7,)]*16
 
 
