@@ -54,11 +54,12 @@ def main(
     from course_lib.core import clone_root, device_name, lesson_settings, runs_home
     from course_lib.results import versions
     from course_lib.files import write_atomic
-    from course_lib.darknet import kept_bytes, variants
+    from course_lib.darknet import block_variants
+    from course_lib.models import picture_bytes
     from course_lib.resnet import n_params
     cfg = lesson_settings('10', profile)
     bs = bs or cfg.bs
-    made, got = {k: stepper(cfg, bs, v) for k,v in variants.items()}, {k: [] for k in variants}
+    made, got = {k: stepper(cfg, bs, v) for k,v in block_variants.items()}, {k: [] for k in block_variants}
     for step,*_ in made.values(): seconds(step, 2)
     for r in range(repeats):
         for k in list(made)[::(-1)**r]: got[k].append(seconds(made[k][0], steps))
@@ -66,7 +67,8 @@ def main(
     for k,(_, model, xb) in made.items():
         with FlopCounterMode(display=False) as counter: model(xb[:1].repeat(2,1,1,1))
         rows[k] = dict(parameters=n_params(model), multiplications=counter.get_total_flops()//4, step_seconds=round(statistics.median(got[k]), 5),
-            images_per_second=round(bs/statistics.median(got[k])), kept_mib=round(kept_bytes(model, xb)/2**20, 1), all_seconds=[round(o, 5) for o in got[k]])
+            images_per_second=round(bs/statistics.median(got[k])), kept_mib=round(bs*picture_bytes(model, (32, 32))/2**20, 1),
+            all_seconds=[round(o, 5) for o in got[k]])
     first = next(iter(rows.values()))
     print(f'{bs} pictures a step, median of {repeats}, {device_name()}')
     for k,o in rows.items():

@@ -106,16 +106,20 @@ def darknet(job, *seeds):
     "Lesson 10's network and schedule, a process a seed"
     code = '''
 import json, sys, time
-from course_lib.core import device_name, lesson_settings
-from course_lib.darknet import fit_cifar
+from course_lib.core import device_name, lesson_settings, seed_everything
+from course_lib.darknet import cifar_dls, cifar_learner, darknet_of, fit_darknet
+from course_lib.data import get_data
 profile, epochs, seed = sys.argv[1:]
-cfg = lesson_settings('10', profile)
-cfg.epochs_answers = int(epochs) or cfg.epochs
-t0 = time.perf_counter()
-got = fit_cifar(cfg, int(seed))
+cfg, t0 = lesson_settings('10', profile), time.perf_counter()
+epochs = int(epochs) or cfg.epochs
+seed_everything(int(seed))
+dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
+learn = cifar_learner(dls, darknet_of(cfg), cfg)
+with learn.no_bar(), learn.no_logging(): seconds = fit_darknet(learn, epochs, cfg.lr)
+loss, acc = (round(float(o), 4) for o in learn.recorder.values[-1][-2:])
 keep = ('bs', 'lr', 'nf', 'groups', 'wd', 'speed')
-print('RESULT', json.dumps(dict(seed=int(seed), **got, epochs=cfg.epochs_answers, training_seconds=round(got['epoch_seconds']*cfg.epochs_answers, 1),
-    all_seconds=round(time.perf_counter()-t0, 1), device=device_name(), settings={k: cfg[k] for k in keep})))'''
+print('RESULT', json.dumps(dict(seed=int(seed), accuracy=acc, valid_loss=loss, epoch_seconds=round(seconds/epochs, 2), epochs=epochs,
+    training_seconds=round(seconds, 1), all_seconds=round(time.perf_counter()-t0, 1), device=device_name(), settings={k: cfg[k] for k in keep})))'''
     cmd = lambda seed: python(code, 'sample' if job.short else 'full', 1 if job.short else 0, seed)
     with ThreadPoolExecutor(len(seeds)) as ex: res = list(ex.map(lambda o: job.result(cmd(o)), seeds))
     return dict(ok=all(o['ok'] for o in res), alone_on_the_card=len(seeds) == 1, runs=res)

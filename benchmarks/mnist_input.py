@@ -58,7 +58,7 @@ def main(
     from course_lib.resnet import resnet_ish, simple_cnn
     cfg = lesson_settings('01', profile)
     path = get_data('mnist', profile)
-    ways = {'stock, 0 workers': loaders(path, cfg.bs, 'stock', 0), 'stock, 2 workers': loaders(path, cfg.bs, 'stock', 2), 'tensor cache': loaders(path, cfg.bs, 'tensor')}
+    ways = {f'stock, {o} workers': loaders(path, cfg.bs, 'stock', o) for o in (0, 2)} | {'tensor cache': loaders(path, cfg.bs, 'tensor')}
     n = len(ways['tensor cache'].train)*cfg.bs
     input_seconds(ways['tensor cache'])
     res = {}
@@ -71,7 +71,9 @@ def main(
         res[task] = dict(seconds={k: [round(o[0], 3) for o in v] for k,v in got.items()}, images_per_second={k: round(n/v) for k,v in med.items()},
                          ratio=round(stock/med['tensor cache'], 2), accuracy={k: [round(o[1], 4) for o in v] for k,v in got.items()} if model else None)
         print(f'\n{task}: {n:,} images, median of {repeats}')
-        for k,v in got.items(): print(f'  {k:<18} {med[k]:8.2f} s {n/med[k]:10,.0f} images/s' + (f"   accuracy {statistics.mean(o[1] for o in v):.4f}" if model else ''))
+        for k,v in got.items():
+            acc = f"   accuracy {statistics.mean(o[1] for o in v):.4f}" if model else ''
+            print(f'  {k:<18} {med[k]:8.2f} s {n/med[k]:10,.0f} images/s{acc}')
         print(f"  {res[task]['ratio']:.1f} times the images per second of the better stock pipeline", flush=True)
     out = runs_home()/'bench'/'mnist_input.json'
     write_atomic(out, json.dumps(dict(profile=profile, images=n, repeats=repeats, device=device_name(), versions=versions(), results=res), indent=1)+'\n')

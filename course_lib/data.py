@@ -377,16 +377,27 @@ class PILPhoto(PILImage):
         return cls(open_rgb(fn)) if isinstance(fn, (str, Path, bytes, Image.Image)) else super().create(fn, **kwargs)
 
 # %% ../nbs/lib/data.ipynb #be57382c
+def _reflected(x, pad):
+    "A batch with its own reflection around it: row −1 is row 1 again; bytes too, on every device"
+    for dim,n in ((2, x.shape[2]), (3, x.shape[3])):
+        at = torch.arange(-pad, n+pad, device=x.device).abs()
+        x = x.index_select(dim, (n-1) - ((n-1) - at).abs())
+    return x
+
 def random_crop(
-    x,         # tensor (n, c, h, w)
-    pad:int,   # zeros put around, in pixels
+    x,         # tensor (n, c, h, w) of any type
+    pad:int,   # pixels put around
     i=None,    # (n,) rows where the crops start, 0 to 2·pad; None: at random
-    j=None     # (n,) columns likewise
+    j=None,    # (n,) columns where they start, 0 to 2·pad; None: at random
+    mode:str='zeros' # what is put around: `zeros`, or `reflect`, the picture itself in a mirror
 ):             # tensor (n, c, h, w)
     "Pad a batch and crop it back to its size, each picture at a place of its own"
     n, c, h, w = x.shape
+    if pad < 0 or mode == 'reflect' and pad >= min(h, w):
+        raise CourseError(f'random_crop: pad = {pad}, pictures of {h}×{w}. Expected 0 or more; to reflect, less')
     i, j = (torch.randint(2*pad+1, (n,), device=x.device) if o is None else o for o in (i, j))
-    windows = F.pad(x, (pad,)*4).unfold(2, h, 1).unfold(3, w, 1) # (n, c, 2·pad+1, 2·pad+1, h, w)
+    padded = _reflected(x, pad) if mode == 'reflect' else F.pad(x, (pad,)*4)
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1) # (n, c, 2·pad+1, 2·pad+1, h, w)
     return windows[torch.arange(n, device=x.device), :, i, j]
 
 # %% ../nbs/lib/data.ipynb #ea5520c4

@@ -1,12 +1,14 @@
 "What lesson 10's module promises: layers, schedule, loader, and one model trained in several processes"
 import math, os, subprocess, sys
 import pytest, torch, torch.nn.functional as F
+from fastai.vision.all import TensorImage
 from torch import nn
 from conftest import patience
 from course_lib import darknet
 from course_lib.core import CourseError, lesson_settings
-from course_lib.darknet import (Branches, Darknet, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
-    darknet_of, far_stem, fit_cifar, fit_darknet, kept_bytes, reflect_crop, triangle_cycle)
+from course_lib.darknet import (Branches, CropAndMirror, Darknet, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
+    darknet_of, far_stem, fit_darknet, triangle_cycle)
+from course_lib.data import random_crop
 from course_lib.resnet import n_params
 from course_lib.samples.things import make_things
 
@@ -82,13 +84,6 @@ def test_stem_is_used():
     assert [o[0].kernel_size for o in net.layers[0]] == [(1,7), (7,1)]
 
 
-def test_kept_bytes():
-    "A linear layer keeps its input, and its weights do not count"
-    x = torch.rand(4, 100)
-    assert kept_bytes(nn.Linear(100, 7), x) == 4*100*4
-    assert kept_bytes(nn.Sequential(nn.Linear(100, 7, bias=False), nn.ReLU()), x) == 4*100*4 + 4*7*4
-
-
 # the data
 
 def test_stats_by_hand():
@@ -102,24 +97,28 @@ def test_stats_by_hand():
     with pytest.raises(CourseError, match='shape'): channel_stats(x[0])
 
 
+def shifted(x, pad, mode='reflect'): return CropAndMirror(pad, mode)(TensorImage(x), split_idx=0).as_subclass(torch.Tensor)
+
+
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
-def test_every_crop_is_one_of_the_padded_picture(dtype):
+@pytest.mark.parametrize('mode,padding', [('reflect', 'reflect'), ('zeros', 'constant')])
+def test_every_crop_is_one_of_the_padded_picture(dtype, mode, padding):
     x = torch.randint(0, 256, (40, 3, 6, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
-    pad = F.pad(x.float(), (3,)*4, mode='reflect')
-    for k,o in enumerate(reflect_crop(x, 3)):
+    pad = F.pad(x.float(), (3,)*4, mode=padding)
+    for k,o in enumerate(shifted(x, 3, mode)):
         windows = [pad[k, :, i:i+6, j:j+9] for i in range(7) for j in range(7)]
         assert any(torch.equal(o.float(), w) or torch.equal(o.float(), w.flip(2)) for w in windows)
-    assert reflect_crop(x, 3).dtype == dtype and reflect_crop(x, 0).shape == x.shape
+    assert shifted(x, 3, mode).dtype == dtype and shifted(x, 0, mode).shape == x.shape
 
 
 def test_crops_differ_from_picture_to_picture():
     x = torch.rand(1, 3, 8, 8).repeat(64, 1, 1, 1)
-    assert len({o.contiguous().numpy().tobytes() for o in reflect_crop(x, 3)}) > 20
+    assert len({o.contiguous().numpy().tobytes() for o in shifted(x, 3)}) > 20
 
 
 @pytest.mark.parametrize('pad', [-1, 6, 99])
 def test_pad_too_large(pad):
-    with pytest.raises(CourseError, match=f'pad = {pad}'): reflect_crop(torch.rand(2, 3, 6, 9), pad)
+    with pytest.raises(CourseError, match=f'pad = {pad}'): random_crop(torch.rand(2, 3, 6, 9), pad, mode='reflect')
 
 
 def test_batches(path):
@@ -172,18 +171,6 @@ def test_momentum_has_an_effect(path):
     assert 'grad_avg' in learn.opt.state[learn.opt.all_params()[0][0]]
     lrs, moms = learn.recorder.hps['lr'], learn.recorder.hps['mom']
     assert len(set(moms)) > 3 and max(lrs) == lrs[moms.index(min(moms))]
-
-
-def test_experiments(small_data):
-    for f in (darknet.answers['three branches'], darknet.answers['stem of 1×7 and 7×1'], darknet.answers['zeros instead of reflection']):
-        res = f(cfg(), 1)
-        assert set(res) == {'accuracy', 'valid_loss', 'epoch_seconds'} and 0 <= res['accuracy'] <= 1
-    assert fit_cifar(cfg(), 1)['valid_loss'] == fit_cifar(cfg(), 1)['valid_loss'] != fit_cifar(cfg(), 2)['valid_loss']
-
-
-def test_reduced_run_says_what_it_changes():
-    changed = darknet.answers_full['CIFAR-10, small network'].changed
-    assert set(changed) <= set(lesson_settings('10', 'full')) and changed['nf'] < lesson_settings('10', 'full').nf
 
 
 def test_train(small_data):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, kept_weights, models, pairs, phase_parts, phases, pointer, resnet, restore, rnn, schedules, show, style, unet, wgan, wgan_experiments
+from course_lib import core, cyclegan, darknet, data, dcgan, feature_loss, gan, harmonize, kept_weights, models, pairs, phases, pointer, resnet, restore, rnn, show, style, unet, wgan, wgan_experiments
 from course_lib import checkpoints as cyclegan_parts
 from course_lib import kid as judge
 from course_lib.apps import style_files
@@ -175,8 +175,7 @@ losses = {
     'rnn.word_scores': lambda: rnn.word_scores(there(pointer.TiedLM(9, 8)), ids(2,6)),
     'rnn.guesses': lambda: here(rnn.guesses(there(rnn.Model5(9, 8)), torch.zeros(200, dtype=torch.long), 4, 6)),
     'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()),
-    'darknet.reflect_crop': lambda: darknet.reflect_crop(pics(4,3,8,8), 2),
-    'data.random_crop': lambda: data.random_crop(pics(4,1,8,8), 3),
+    'data.random_crop': lambda: [data.random_crop(pics(4,1,8,8), 3, mode=o) for o in ('zeros', 'reflect')],
     'models.in_half': lambda: models.in_half(lambda x: [x*2], pics(2,3,8,8).requires_grad_(), torch.float16),
     'unet.SceneLoss': lambda: [unet.SceneLoss(1)(x := pics(2,4,8,8).requires_grad_(), ids(2,8,8)), unet.SceneLoss(1).decodes(x)],
     'unet.confusion': lambda: unet.confusion(ids(2,8,8), ids(2,8,8), 4, 1),
@@ -216,10 +215,9 @@ steps = {
     'rnn.words_learner': lambda: learns(rnn.words_learner(dls(ids(4,6), ids(4,6)), rnn.Model5(9, 8))),
     'darknet.cifar_learner': lambda: learns(darknet.cifar_learner(dls(pics(4,3,32,32), ids(4)), darknet.Darknet([1, 1], nf=4), cfg('10', speed='fast'))),
     'phases.fit_phases': lambda: phased([phases.TrainingPhase(1, lr=.1), phases.TrainingPhase(1, lr=.1)]),
-    'phase_parts.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phase_parts.AverageWeights()),
-    'schedules.lars': lambda: phased([phases.TrainingPhase(2, schedules.lars, lr=.1)]),
     'restore.restore_photo': lambda: restore.restore_photo(there(restore.photo_unet(dict(widths=[8,8,16]))), photo(), most=1, tile=64, overlap=32) and None,
     'unet.segmenter': lambda: learns(unet.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
+    'phases.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phases.AverageWeights()),
 }
 def generator(): return there(restore.photo_unet(dict(widths=[8,8,16])))
 def a_game():
@@ -239,15 +237,9 @@ figures = {
     'cyclegan_parts.save_strips': lambda: cyclegan_parts.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
     'judge.gallery': lambda: show.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
     'style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
-    'phase_parts.draw_schedule': lambda: len(schedule_of_a_fit()) and None,
     'wgan.noise_walk': lambda: show.show_images(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
     'kept_weights.weights_digest': lambda: kept_weights.weights_digest(dict(a=pics(3))) and None,
 }
-
-def schedule_of_a_fit():
-    learn = resnet.course_learner(dls(pics(4,1,28,28), ids(4)), there(phases.small_net(4)))
-    with learn.no_bar(), learn.no_logging(): learn.fit_phases([phases.TrainingPhase(2, lr=.1)])
-    return learn.plot_lr()
 
 cases = {
     **{k: lambda f=f: net(*f()) for k,f in nets.items()},

@@ -3,9 +3,11 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
+from fastai.vision.all import TensorImage
 from course_lib import darknet
 from course_lib.core import lesson_settings, seed_everything
-from course_lib.darknet import Darknet, cifar_dls, cifar_learner, fit_darknet, reflect_crop
+from course_lib.darknet import CropAndMirror, Darknet, cifar_dls, cifar_learner, fit_darknet
+from course_lib.data import random_crop
 from course_lib.samples.things import make_things
 
 
@@ -28,8 +30,10 @@ def test_pictures_lie_on_the_device(path):
 
 
 def test_same_crops_as_on_the_cpu():
-    x, (i, j), flip = torch.rand(32, 3, 32, 32), torch.randint(9, (2, 32)), torch.rand(32) < .5
-    assert torch.equal(reflect_crop(x.cuda(), 4, i.cuda(), j.cuda(), flip.cuda()).cpu(), reflect_crop(x, 4, i, j, flip))
+    x, (i, j) = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8), torch.randint(9, (2, 32))
+    assert torch.equal(random_crop(x.cuda(), 4, i.cuda(), j.cuda(), 'reflect').cpu(), random_crop(x, 4, i, j, 'reflect'))
+    y = CropAndMirror()(TensorImage(x[:1].cuda().expand(32, 3, 32, 32)), split_idx=0)
+    assert y.is_cuda and y.dtype == torch.uint8 and len({bytes(o.numpy()) for o in y.as_subclass(torch.Tensor).cpu()}) > 5
 
 
 def test_same_loss_as_on_the_cpu(path):
