@@ -8,8 +8,9 @@ from course_lib import crappify as C
 from course_lib import steps as S
 from course_lib.core import CourseError, lesson_settings
 from course_lib.files import code_key
-from course_lib.crappify import (Crappify, apply, chain, crappifiers_home, crappify_folder, crappy_block, crappy_name, explain, lecture,
-    load_crappifier, old_family, one_of, parse_steps, preview, psnr, rng_for, smallest_read, sometimes)
+from course_lib.crappify import (Crappify, chain, crappifiers_home, crappify_folder, crappify_photo, crappy_block, crappy_name, explain,
+    lecture, load_crappifier, old_family, one_of, parse_steps, preview, rng_for, smallest_read, sometimes)
+from course_lib.metrics import psnr
 from course_lib.pictures import as_rgb, open_photo
 from course_lib.steps import (Step, cutout, defocus, downscale, dust, fold, gaussian_blur, gaussian_noise, greyscale, jpeg, jpeg_bytes,
     motion_blur, salt_pepper, scratches, shot_noise, steps, text)
@@ -58,7 +59,7 @@ def test_every_mode(name, mode):
 def test_chance(name):
     "What has chance in it, besides its strength, differs from seed to seed"
     f = steps[name](**{k: p.default[1] for k,p in steps[name].params.items() if not p.options})
-    assert len({apply(f, photo(), s).tobytes() for s in range(6)}) > 1
+    assert len({crappify_photo(f, photo(), s).tobytes() for s in range(6)}) > 1
 
 
 def extremes(f):
@@ -72,14 +73,14 @@ def extremes(f):
 def test_extremes(name):
     for f in extremes(steps[name]):
         for size in ((48, 36), (1, 1), (7, 90)):
-            res = apply(f, photo(*size), 5)
+            res = crappify_photo(f, photo(*size), 5)
             assert res.mode == 'RGB' and (res.size == size or name == 'downscale'), f
         assert parse_steps(repr(f)) == chain(f)
 
 
 @pytest.mark.parametrize('f', [gaussian_noise(0), gaussian_blur(0), defocus(0), motion_blur(1), salt_pepper(0), fold(0), dust(0), scratches(0),
     S.vignette(0), S.colour_cast(0), S.faded(0, yellow=0), S.discolour(0), S.crinkle(0), S.film_grain(0), downscale(500)], ids=lambda f: f.name)
-def test_no_strength_no_damage(f): assert rms(apply(f, photo(), 1), photo()) < .6
+def test_no_strength_no_damage(f): assert rms(crappify_photo(f, photo(), 1), photo()) < .6
 
 
 def test_parameters_for_a_panel():
@@ -126,18 +127,18 @@ def test_wrong_arguments(call, said):
 def test_what_was_asked_for():
     "A look at what single steps do"
     im, flat = photo(), Image.new('RGB', (256, 256), (128, 128, 128))
-    assert len(set(map(tuple, pixels(apply(greyscale(), im)).reshape(-1, 3)[:, :2]))) < 257
-    assert apply(downscale(36), im).size == (48, 36) and apply(downscale(36, back=True), im).size == im.size
-    assert np.allclose(pixels(apply(gaussian_noise(20), flat, 1)).std(), 20, atol=1)
-    dark, bright = (pixels(apply(shot_noise(50), Image.new('RGB', (99, 99), (o,)*3), 1)).std() for o in (30, 200))
+    assert len(set(map(tuple, pixels(crappify_photo(greyscale(), im)).reshape(-1, 3)[:, :2]))) < 257
+    assert crappify_photo(downscale(36), im).size == (48, 36) and crappify_photo(downscale(36, back=True), im).size == im.size
+    assert np.allclose(pixels(crappify_photo(gaussian_noise(20), flat, 1)).std(), 20, atol=1)
+    dark, bright = (pixels(crappify_photo(shot_noise(50), Image.new('RGB', (99, 99), (o,)*3), 1)).std() for o in (30, 200))
     assert dark > bright, 'in a file the noise of light is strongest in the dark'
-    share = np.mean(pixels(apply(salt_pepper(.1), flat, 1)) != 128)
+    share = np.mean(pixels(crappify_photo(salt_pepper(.1), flat, 1)) != 128)
     assert .08 < share < .12
-    assert (pixels(apply(cutout(.5), Image.new('RGB', (64, 64), 'white'), 2)) == 0).any()
-    a = pixels(apply(fold(1, strength=1, torn=0), flat, 5))[..., 0]
+    assert (pixels(crappify_photo(cutout(.5), Image.new('RGB', (64, 64), 'white'), 2)) == 0).any()
+    a = pixels(crappify_photo(fold(1, strength=1, torn=0), flat, 5))[..., 0]
     assert a.max() > 170 and a.min() < 90 and abs(a.mean()-128) < 3, 'light on one side, shadow on the other'
-    assert (pixels(apply(fold(1, strength=0, torn=3), flat, 5)) > 200).any(), 'bare paper'
-    halves = [pixels(apply(S.halftone(6, colour='newspaper'), Image.new('L', (90, 90), o))).mean() for o in (60, 128, 200)]
+    assert (pixels(crappify_photo(fold(1, strength=0, torn=3), flat, 5)) > 200).any(), 'bare paper'
+    halves = [pixels(crappify_photo(S.halftone(6, colour='newspaper'), Image.new('L', (90, 90), o))).mean() for o in (60, 128, 200)]
     assert halves == sorted(halves) and halves[0] < 110 < halves[2]
 
 
@@ -145,7 +146,7 @@ def test_quality_range():
     "A step draws from its whole range, and one drawn at 30 is the one made at 30"
     q = {jpeg.params['quality'].draw((10, 13), rng_for(1, str(i))) for i in range(99)}
     assert q == {10, 11, 12, 13}
-    assert apply(jpeg(30), photo()).tobytes() == Image.open(io.BytesIO(jpeg_bytes(photo(), 30))).tobytes()
+    assert crappify_photo(jpeg(30), photo()).tobytes() == Image.open(io.BytesIO(jpeg_bytes(photo(), 30))).tobytes()
 
 
 # Chains
@@ -170,10 +171,10 @@ def test_random_chains(seed):
     "Text and back, pickled and back, the same picture each time, RGB, of the input's size unless something scales it down"
     rng = np.random.default_rng(seed)
     f, im = chain(*[random_step(rng) for _ in range(rng.integers(0, 4))]), photo(*rng.integers(1, 70, 2).tolist())
-    before, res = im.tobytes(), apply(f, im, seed)
+    before, res = im.tobytes(), crappify_photo(f, im, seed)
     assert parse_steps(repr(f)) == f and eval(repr(f), {**vars(S), **vars(C)}) == f
     assert pickle.loads(pickle.dumps(f)) == f and hash(pickle.loads(pickle.dumps(f))) == hash(f)
-    assert apply(parse_steps(repr(f)), im, seed).tobytes() == res.tobytes() == apply(f, im, seed).tobytes()
+    assert crappify_photo(parse_steps(repr(f)), im, seed).tobytes() == res.tobytes() == crappify_photo(f, im, seed).tobytes()
     assert res.mode == 'RGB' and im.tobytes() == before
     assert res.size == im.size or 'downscale' in repr(f)
 
@@ -181,8 +182,8 @@ def test_random_chains(seed):
 def test_parts_do_not_disturb_each_other():
     "What one part draws, and how much, changes nothing for those beside it"
     im = Image.new('RGB', (120, 90), 'gray')
-    with_blur = [apply(chain(gaussian_blur(o), dust(50)), im, 3).tobytes() for o in (.5, 3, (1, 2))]
-    with_more = [apply(chain(f, dust(50)), im, 3).tobytes() for f in (downscale(500), sometimes(0, gaussian_noise(9)), chain())]
+    with_blur = [crappify_photo(chain(gaussian_blur(o), dust(50)), im, 3).tobytes() for o in (.5, 3, (1, 2))]
+    with_more = [crappify_photo(chain(f, dust(50)), im, 3).tobytes() for f in (downscale(500), sometimes(0, gaussian_noise(9)), chain())]
     assert len(set(with_blur + with_more)) == 1
 
 
@@ -191,15 +192,15 @@ def test_combinators():
     def note(k):
         def f(im, rng): ran.append(k); return im
         return f
-    apply(chain(note(1), note(2), note(3)), im)
+    crappify_photo(chain(note(1), note(2), note(3)), im)
     assert ran == [1, 2, 3]
     ran.clear()
-    for s in range(300): apply(sometimes(.25, note('s')), im, s)
+    for s in range(300): crappify_photo(sometimes(.25, note('s')), im, s)
     assert 50 < len(ran) < 100
     ran.clear()
-    for s in range(300): apply(one_of(*map(note, 'abc')), im, s)
+    for s in range(300): crappify_photo(one_of(*map(note, 'abc')), im, s)
     assert all(70 < ran.count(o) < 130 for o in 'abc')
-    assert apply(chain(), im).tobytes() == apply(one_of(), im).tobytes() == im.tobytes()
+    assert crappify_photo(chain(), im).tobytes() == crappify_photo(one_of(), im).tobytes() == im.tobytes()
     assert repr(chain(note(1), jpeg(9))) == 'chain(f, jpeg(9))' and len(chain(note(1), jpeg()).children) == 2
 
 
@@ -207,9 +208,9 @@ def test_lecture():
     "Shorter side 96, a JPEG of quality 10 to 70, and that number in the upper left"
     for s in range(8):
         im = photo(500, 375, seed=s)
-        res = apply(lecture, im, s)
+        res = crappify_photo(lecture, im, s)
         assert res.size == (128, 96)
-    black = [pixels(apply(lecture, Image.new('RGB', (200, 200)), s)) for s in range(60)]
+    black = [pixels(crappify_photo(lecture, Image.new('RGB', (200, 200)), s)) for s in range(60)]
     assert all((o[:66, :66] > 120).any() and not (o[70:, 70:] > 100).any() for o in black)
 
 
@@ -255,23 +256,18 @@ def test_apply():
     im = photo(20, 10)
     exif = Image.Exif(); exif[0x0112] = 6
     f = io.BytesIO(); im.save(f, 'PNG', exif=exif)
-    assert apply(chain(), Image.open(f)).size == (10, 20)
+    assert crappify_photo(chain(), Image.open(f)).size == (10, 20)
     def scribble(im, rng): im.paste('red', (0, 0, 9, 9)); return im
-    assert apply(scribble, im).tobytes() != im.tobytes() == photo(20, 10).tobytes()
+    assert crappify_photo(scribble, im).tobytes() != im.tobytes() == photo(20, 10).tobytes()
     for bad,said in ((lambda im, rng: None, 'None'), (lambda im, rng: im.convert('L'), 'mode L'), (lambda im, rng: pixels(im), 'ndarray')):
-        with pytest.raises(CourseError, match=said): apply(bad, im)
-        with pytest.raises(CourseError, match=said): apply(chain(jpeg(), bad), im)
+        with pytest.raises(CourseError, match=said): crappify_photo(bad, im)
+        with pytest.raises(CourseError, match=said): crappify_photo(chain(jpeg(), bad), im)
 
 
 def test_rng():
     "The same on every machine; a file's own"
     assert rng_for(42, 'cats/1.jpg').integers(1000, size=4).tolist() == [944, 195, 423, 62]
     assert rng_for(1, 'a').random() != rng_for(2, 'a').random() != rng_for(1, 'b').random() and rng_for(1, '\udcff').random() > 0
-
-
-def test_psnr():
-    a, b = (Image.new('RGB', (8, 8), (o,)*3) for o in (100, 125))
-    assert psnr(a, a) == float('inf') and psnr(a, b) == pytest.approx(20*np.log10(255/25)) and psnr(a.resize((4, 4)), b) == psnr(a, b)
 
 
 @pytest.fixture
@@ -372,7 +368,7 @@ def test_folder(src, tmp_path):
     got = results(tmp_path/'a')
     assert got == results(tmp_path/'b') and set(got) == {o.relative_to(src).as_posix() for o in src.rglob('*.*')}
     for rel,data in got.items():
-        want = apply(lecture, Image.open(src/rel), 7, rel)
+        want = crappify_photo(lecture, Image.open(src/rel), 7, rel)
         assert Image.open(io.BytesIO(data)).tobytes() == want.tobytes() and (rel.endswith('.png') or data == want.info['jpeg'])
     assert crappify_folder(lecture, src, tmp_path/'c', seed=8).made == 12 and not set(results(tmp_path/'c').values()) & set(got.values())
 
@@ -390,7 +386,7 @@ def test_without_a_jpeg_at_the_end(src, tmp_path):
     "PNG files hold the very pixels; JPEG files are close to them"
     crappify_folder(fold(1), src, tmp_path/'a')
     for rel,data in results(tmp_path/'a').items():
-        want, got = apply(fold(1), Image.open(src/rel), 0, rel), Image.open(io.BytesIO(data))
+        want, got = crappify_photo(fold(1), Image.open(src/rel), 0, rel), Image.open(io.BytesIO(data))
         assert rms(got, want) == 0 if rel.endswith('.png') else got.format == 'JPEG' and rms(got, want) < 3
 
 
@@ -400,7 +396,7 @@ def test_result_that_was_drawn_on(tmp_path):
     (tmp_path/'src').mkdir(); photo().save(tmp_path/'src'/'a.jpg')
     for fn in (chain(jpeg(20), drawn), chain(jpeg(20), lambda im, rng: im.resize((30, 30)))):
         crappify_folder(fn, tmp_path/'src', tmp_path/'a')
-        got, want = Image.open(tmp_path/'a'/'a.jpg'), apply(fn, Image.open(tmp_path/'src'/'a.jpg'), 0, 'a.jpg')
+        got, want = Image.open(tmp_path/'a'/'a.jpg'), crappify_photo(fn, Image.open(tmp_path/'src'/'a.jpg'), 0, 'a.jpg')
         assert got.size == want.size and rms(got, want) < 4
 
 
@@ -545,20 +541,15 @@ def test_nothing_there(tmp_path):
     assert counts(crappify_folder(lecture, tmp_path/'src', tmp_path/'a')) == (0, 0, 0)
 
 
-class Full:
-    "`open` on a disk that is full after some bytes"
-    def __init__(self, room): self.room = room
-    def __call__(self, *args, **kwargs):
-        f = open(*args, **kwargs)
-        if 'b' not in (args+('r',))[1]: return f
-        real = f.write
-        disk = self
-        class Slow(io.RawIOBase):
-            def write(self, data):
-                real(data[:max(0, disk.room)]); disk.room -= len(data)
-                if disk.room < 0: raise OSError(errno.ENOSPC, 'No space left on device')
-            def __exit__(self, *args): f.close()
-        return Slow()
+def full_after(room):
+    "`Path.write_bytes` on a disk that is full after some bytes"
+    write = Path.write_bytes
+    def _f(path, data):
+        nonlocal room
+        write(path, data[:max(0, room)])
+        room -= len(data)
+        if room < 0: raise OSError(errno.ENOSPC, 'No space left on device')
+    return _f
 
 
 def test_full_disk(src, tmp_path, monkeypatch):
@@ -567,7 +558,7 @@ def test_full_disk(src, tmp_path, monkeypatch):
     crappify_folder(lecture, src, whole, seed=1)
     room = sum(map(len, results(whole).values()))//3
     with monkeypatch.context() as m:
-        m.setattr(C, 'open', Full(room), raising=False)
+        m.setattr(Path, 'write_bytes', full_after(room))
         with pytest.raises(CourseError, match='the disk is full.*What was finished is kept: run it again') as e: crappify_folder(lecture, src, tmp_path/'a', seed=1, workers=2)
     assert '\n' not in str(e.value)
     there = results(tmp_path/'a')
@@ -650,7 +641,7 @@ def test_a_list_of_before(src, tmp_path):
     crappify_folder(lecture, src, dst)
     log = dst/'.crappify'/'made.jsonl'
     old = [json.loads(o) for o in log.read_text().splitlines() if o]
-    log.write_text(''.join(json.dumps([rel, 'key', 1, 2, 3, note, digests])+'\n' for rel,_,note,digests in old))
+    log.write_text(''.join(json.dumps([rel, 'key', 1, 2, 3, None, [digest]])+'\n' for rel,digest,_ in old))
     assert counts(crappify_folder(lecture, src, dst)) == (12, 0, 0) and counts(crappify_folder(lecture, src, dst)) == (0, 12, 0)
 
 
@@ -963,7 +954,7 @@ def test_crappify_takes_pictures_too(src):
     im, f = photo(), sorted(src.rglob('*.png'))[0]
     t = Crappify('downscale(30) jpeg(20)', seed=2)
     assert isinstance(t(PILImage.create(np.asarray(im))), PILImage) and t(str(f)).size == t(f).size and min(t(im).size) == 30
-    assert np.array_equal(t(f, split_idx=1), apply(t.fn, Image.open(f), 2, f.name))
+    assert np.array_equal(t(f, split_idx=1), crappify_photo(t.fn, Image.open(f), 2, f.name))
 
 
 # Keeping
@@ -989,10 +980,10 @@ def test_a_file_of_ones_own(python, data_folder, src, tmp_path, at_once):
     assert kept('one', mine.format('one')).is_relative_to(data_folder)
     kept('two', mine.format('crappifier')) # as the first version of the course kept them
     fn, key = load_crappifier('one'), code_key(load_crappifier('one'))
-    want = apply(fn, photo(), 4).tobytes()
-    assert apply(load_crappifier('two'), photo(), 4).tobytes() == want and code_key(load_crappifier('one')) == key
+    want = crappify_photo(fn, photo(), 4).tobytes()
+    assert crappify_photo(load_crappifier('two'), photo(), 4).tobytes() == want and code_key(load_crappifier('one')) == key
     photo().save('p.png')
-    res = python('from course_lib.crappify import *; import sys; sys.stdout.write(apply(load_crappifier("one"), "p.png", 4).tobytes().hex())')
+    res = python('from course_lib.crappify import *; import sys; sys.stdout.write(crappify_photo(load_crappifier("one"), "p.png", 4).tobytes().hex())')
     assert res.stdout == want.hex(), res.stderr
     for n in (1, 2): crappify_folder('one', src, tmp_path/f'by{n}', workers=n)
     assert results(tmp_path/'by1') == results(tmp_path/'by2') and len(results(tmp_path/'by1')) == 12
@@ -1003,7 +994,7 @@ def test_a_file_of_ones_own(python, data_folder, src, tmp_path, at_once):
 def test_a_line_of_ones_own_file():
     "What is wrong in it is told with its line"
     kept('broken', 'def broken(im, rng):\n    return im.nothing()\n')
-    try: apply(load_crappifier('broken'), photo())
+    try: crappify_photo(load_crappifier('broken'), photo())
     except Exception as e: assert explain(e).endswith('line 2: return im.nothing()')
 
 
@@ -1047,7 +1038,7 @@ def test_step_of_ones_own():
             "A red stripe"
             im = im.copy(); im.paste(colour, (0, 0, wide, im.height))
             return im
-        assert parse_steps('stripe(3)') == chain(stripe(3)) and apply(stripe(3), photo()).getpixel((2, 5)) == (255, 0, 0)
+        assert parse_steps('stripe(3)') == chain(stripe(3)) and crappify_photo(stripe(3), photo()).getpixel((2, 5)) == (255, 0, 0)
         assert repr(stripe(3, colour='blue')) == "stripe(3, colour='blue')" and stripe.__doc__ == 'A red stripe' and code_key(stripe(3)) != code_key(stripe(4))
         assert list(inspect.signature(stripe).parameters) == ['wide', 'colour'] and stripe.__module__ == __name__
     finally: steps.pop('stripe', None)
@@ -1056,6 +1047,6 @@ def test_step_of_ones_own():
 def test_explain():
     "Only the learner's own line; a CourseError speaks for itself"
     def f(im, rng): return 1/0
-    try: apply(chain(f), photo())
+    try: crappify_photo(chain(f), photo())
     except Exception as e: assert explain(e) == f'ZeroDivisionError: division by zero\nline {f.__code__.co_firstlineno}: def f(im, rng): return 1/0'
     assert explain(CourseError('so it is')) == 'so it is' and isinstance(old_family, Step)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from course_lib.apps import lab as mod
 from course_lib.core import CourseError
-from course_lib.crappify import apply, chain, one_of, parse_steps, sometimes
+from course_lib.crappify import crappify_photo, chain, one_of, parse_steps, sometimes
 from course_lib.apps.lab import crappify_lab, shown_bytes, watched
 from course_lib.steps import downscale, greyscale, jpeg, steps, text
 
@@ -27,7 +27,7 @@ def panel(photos): return crappify_lab(photos, chain(downscale(24), jpeg(10, 70)
 def promised(panel):
     "The picture's bytes as anybody would make them from what the panel shows: code, photograph and seed"
     im = panel.lab.opened[panel.name.value]
-    return shown_bytes(im, apply(parse_steps(panel.code.value), im, panel.seed.value))
+    return shown_bytes(im, crappify_photo(parse_steps(panel.code.value), im, panel.seed.value))
 
 def failing(panel): return not panel.view.after.value
 
@@ -202,7 +202,7 @@ def test_a_function_of_ones_own(photos):
     panel.cards[0].buttons[1].click()
     panel.cards[1].often.value = .5
     assert panel.code.value == 'chain(one_of(greyscale(), jpeg(10, 70)), sometimes(0.5, mine), ' + repr(text()) + ')'
-    assert panel.view.after.value == shown_bytes(photos['one'], apply(panel.lab.fn, photos['one']))
+    assert panel.view.after.value == shown_bytes(photos['one'], crappify_photo(panel.lab.fn, photos['one']))
 
 
 def test_errors_in_the_pictures_place(photos):
