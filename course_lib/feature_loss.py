@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastai.vision.all import MSELossFlat
 from fastcore.basics import AttrDict, patch
 from .core import CourseError, default_device, runs_home, seed_everything
-from .crappify import apply, load_crappifier, parse_steps
+from .crappify import crappify_photo, load_crappifier, parse_steps
 from .pictures import open_photo
 from .gan import critic_step, one_side, patch_critic
 from .models import channels_last, half_dtype, imagenet_weights, in_half, memory_layout, tell_memory, torchvision_encoder
@@ -291,7 +291,8 @@ def last_step_mask(
     fn = load_crappifier(cfg.crappifier)
     fns = fn, parse_steps(' '.join(repr(o) for o in fn.children if o != fn.children[-1]))
     def one(p, f):
-        return np.asarray(apply(f, open_photo(p)[0], cfg.seed, p.relative_to(root).as_posix()).resize((cfg.size,)*2), float)
+        im = crappify_photo(f, open_photo(p)[0], cfg.seed, p.relative_to(root).as_posix())
+        return np.asarray(im.resize((cfg.size,)*2), float)
     change = np.stack([abs(one(p, fns[0])-one(p, fns[1])).mean(-1) for p in files])
     return torch.from_numpy(change > np.quantile(change, .98))
 

@@ -23,7 +23,8 @@ from torch import nn
 from .core import CourseError, default_device, device_name, seed_everything, tell_path
 from .files import check_folder, MadeHere, no_room, write_atomic
 from .results import versions
-from .crappify import Report, apply, crappy_name, file_bytes, files_in, parse_steps, psnr
+from .crappify import Report, crappify_photo, crappy_name, file_bytes, files_in, parse_steps
+from .metrics import psnr
 from .pictures import open_photo, why_unreadable
 from .models import channels_last, check_finite, is_oom
 from .pairs import InputUnet, batch_psnr, make_generator, unit
@@ -354,7 +355,7 @@ class DamagedPatches(torch.utils.data.Dataset):
     def __len__(self): return len(self.patches)
     def __getitem__(self, i):
         seed = int(torch.randint(2**62, (1,))) if self.seed is None else self.seed
-        pair = apply(self.damage, self.patches[i], seed, str(i)), self.patches[i]
+        pair = crappify_photo(self.damage, self.patches[i], seed, str(i)), self.patches[i]
         n = self.crop or pair[1].width
         x, y = torch.randint(pair[1].width-n+1, (2,)).tolist()
         return tuple(TensorImage(torch.from_numpy(np.array(o)[y:y+n, x:x+n]).permute(2,0,1)) for o in pair)
@@ -391,7 +392,7 @@ def try_box(
     "What a network gains and spoils on the held-out photographs, for one damage at a time"
     ims, res = box_patches(True, size, size), {}
     for name,steps in box_trials.items():
-        torn = [apply(parse_steps(steps), im, seed, str(i)) for i,im in enumerate(ims)]
+        torn = [crappify_photo(parse_steps(steps), im, seed, str(i)) for i,im in enumerate(ims)]
         res[name] = _together(torn, ims), _together([restore_photo(model, o) for o in torn], ims)
     return res
 

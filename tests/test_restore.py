@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from course_lib import restore
 from course_lib.core import CourseError
-from course_lib.crappify import psnr
+from course_lib.metrics import psnr
 from course_lib.pictures import open_photo
 from course_lib.restore import (box_file, box_patches, box_settings, generator, load_model, model_kinds, photo_unet, read_weights, restore_files,
     restore_photo, save_model, tile_starts, tile_weights, try_box)

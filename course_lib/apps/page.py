@@ -12,7 +12,7 @@ from pathlib import Path
 import ipywidgets as widgets
 from PIL import Image
 from ..core import CourseError
-from ..crappify import apply, beside, file_bytes, parse_steps
+from ..crappify import crappify_photo, beside, file_bytes, parse_steps
 from .lab import BeforeAfter, watched
 from ..pictures import open_photo, open_rgb, why_unreadable
 from ..restore import box_file, load_model, restore_photo
@@ -32,7 +32,7 @@ def example(
     photo, steps = examples[name]
     im = open_rgb(photo_sources()[photo][0])
     im.thumbnail((512, 512))
-    return apply(parse_steps(steps), im, 1)
+    return crappify_photo(parse_steps(steps), im, 1)
 
 # %% ../../nbs/apps/page.ipynb #46a32200
 def read_photo(
