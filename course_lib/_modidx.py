@@ -31,6 +31,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'course_lib.apps.lab.LabPanel': ('apps/crappify_lab.html#labpanel', 'course_lib/apps/lab.py'),
                                      'course_lib.apps.lab.LabPanel.__init__': ( 'apps/crappify_lab.html#labpanel.__init__',
                                                                                 'course_lib/apps/lab.py'),
+                                     'course_lib.apps.lab.LabPanel.add': ('apps/crappify_lab.html#labpanel.add', 'course_lib/apps/lab.py'),
                                      'course_lib.apps.lab.LabPanel.copy_code': ( 'apps/crappify_lab.html#labpanel.copy_code',
                                                                                  'course_lib/apps/lab.py'),
                                      'course_lib.apps.lab.LabPanel.load': ( 'apps/crappify_lab.html#labpanel.load',
