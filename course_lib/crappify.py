@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['lecture', 'old_family', 'rng_for', 'crappify_photo', 'explain', 'before_after', 'preview', 'chain', 'one_of',
-           'sometimes', 'parse_steps', 'crappifiers_home', 'load_crappifier', 'smallest_read', 'crappy_name',
-           'file_bytes', 'crappify_folder', 'Crappify', 'crappy_block']
+           'sometimes', 'parse_steps', 'crappifiers_home', 'load_crappifier', 'smallest_read', 'crappify_folder',
+           'Crappify', 'crappy_block']
 
 # %% ../nbs/lib/crappify.ipynb #a4384200
-import ast, errno, hashlib, io, linecache, os, pickle, re, stat, sys, time, traceback
+import ast, errno, hashlib, linecache, os, pickle, re, stat, sys, time, traceback
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import current_process
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +23,8 @@ from PIL import Image
 from .core import CourseError, data_home, tell_path
 from .files import MadeHere, alone, code_key, no_room
 from .show import beside
-from course_lib.pictures import (Report, as_rgb, file_ids, files_in, legible, may_write, open_photo, open_rgb,
-    why_unreadable)
+from .pictures import (Report, as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write,
+    open_photo, open_rgb, why_unreadable)
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold,
     gaussian_blur, greyscale, jpeg, scratches, span, steps, vignette)
 
@@ -107,36 +107,35 @@ def preview(
     return _f
 
 # %% ../nbs/lib/crappify.ipynb #fa321734
-def _parts(name, fns):
-    "What a combinator holds; raises `CourseError` for what cannot be held"
-    for o in fns:
-        if isinstance(o, type) and issubclass(o, Step):
-            raise CourseError(f'{name}: {o.__name__} is not called. Write {o.__name__}()')
-        if not callable(o): raise CourseError(f'{name}: {o!r} is no crappifier. Expected steps and functions')
-    return dict(children=tuple(fns))
-
 def _each(n, rng):
     "A generator for each part, so that what one draws changes nothing for the others"
     return [np.random.Generator(np.random.PCG64(int(o))) for o in rng.integers(2**63, size=n)]
+
+class _Combinator(Step):
+    def __init__(self, *fns):
+        for o in fns:
+            if isinstance(o, type) and issubclass(o, Step): why = f'{o.__name__} is not called. Write {o.__name__}()'
+            elif not callable(o): why = f'{o!r} is no crappifier. Expected steps and functions'
+            else: continue
+            raise CourseError(f'{self.name}: {why}')
+        vars(self).update(children=tuple(fns))
 
 # %% ../nbs/lib/crappify.ipynb #4128c9c8
 _frozen = dataclass(frozen=True, init=False, repr=False)
 
 @_frozen
-class chain(Step):
+class chain(_Combinator):
     "One after another"
     children:tuple # crappifiers
-    def __init__(self, *fns): vars(self).update(_parts('chain', fns))
     def __call__(self, im, rng):
         im = as_rgb(im)
         for f,r in zip(self.children, _each(len(self.children), rng)): im = _checked(f, f(im, r))
         return im
 
 @_frozen
-class one_of(Step):
+class one_of(_Combinator):
     "One of them, each as likely as the others; nothing if there are none"
     children:tuple # crappifiers
-    def __init__(self, *fns): vars(self).update(_parts('one_of', fns))
     def __call__(self, im, rng):
         u, r = rng.random(), _each(1, rng)[0]
         fn = self.children[int(u*len(self.children))] if self.children else chain()
@@ -144,15 +143,15 @@ class one_of(Step):
 
 # %% ../nbs/lib/crappify.ipynb #56f2e01b
 @_frozen
-class sometimes(Step):
+class sometimes(_Combinator):
     "With probability p, else nothing"
     p:float; children:tuple # from 0 to 1; one crappifier
     params = dict(p=span(0, 1, .5, .05, 'share', 'how often'))
     def __init__(self, p, *fns):
         if len(fns) != 1 or isinstance(p, (tuple, list)):
             raise CourseError('sometimes: expected something like sometimes(0.5, jpeg(10, 70))')
-        super().__init__(p)
-        vars(self).update(_parts('sometimes', fns))
+        super().__init__(*fns)
+        Step.__init__(self, p)
     def __call__(self, im, rng):
         use, r = rng.random() < self.p[0], _each(1, rng)[0]
         return _checked(self.children[0], self.children[0](as_rgb(im), r)) if use else as_rgb(im)
@@ -160,8 +159,7 @@ class sometimes(Step):
 # %% ../nbs/lib/crappify.ipynb #db2ecd17
 lecture = chain(downscale(96), jpeg(10, 70, written=True)) # what the lecture does to a photograph
 
-# %% ../nbs/lib/crappify.ipynb #357d4eea
-old_family = chain(
+old_family = chain( # what a lifetime in a drawer does
     one_of(greyscale(), faded(.4, .9, yellow=(.3, .9)), chain(greyscale(), faded(.3, .8, yellow=(.5, 1)))),
     sometimes(.7, gaussian_blur(.3, 1.6)), film_grain(.1, .35, size=(.7, 1.6)),
     sometimes(.4, vignette(.2, .6)), sometimes(.5, discolour(.1, .4)),
@@ -254,108 +252,81 @@ def smallest_read(
     few = 'nearest', 'box' # these would see too few pixels
     return fn.size[1] if isinstance(fn, downscale) and fn.filter not in few else None
 
-# %% ../nbs/lib/crappify.ipynb #b5970693
-def crappy_name(
-    rel:str # a file's path relative to its folder
-) -> str:
-    "The relative path of the crappy version"
-    return rel if rel.lower().endswith(('.jpg', '.jpeg', '.png')) else rel + '.png'
-
-def _untouched(im, data):
-    "Is a picture still what these bytes decode to? One that nobody has looked at yet is"
-    return bool(getattr(im, 'tile', None)) or im.tobytes() == Image.open(io.BytesIO(data)).tobytes()
-
-def file_bytes(
-    im,      # PIL image in RGB
-    name:str # of the file
-) -> bytes:
-    "A picture as the bytes of a file: PNG, or JPEG of quality 95, or what the step `jpeg` has made already"
-    png, data, f = name.lower().endswith('.png'), im.info.get('jpeg'), io.BytesIO()
-    if data and not png and _untouched(im, data): return data
-    im.save(f, 'PNG', compress_level=3) if png else im.save(f, 'JPEG', quality=95, subsampling=0, comment=b'')
-    return f.getvalue()
-
 # %% ../nbs/lib/crappify.ipynb #4e1a6d39
-class _Job(NamedTuple):
-    "What every worker needs to know"
-    fn:object; src:str; seed:int; smallest:int|None
-
 class _Made(NamedTuple):
-    "What became of a file: the result, its source's state, what it is and what was done, the crappifier's error"
+    "What became of a file: result, state of its source, what it is and what was done, the crappifier's error"
     rel:str; data:bytes|None=None; state:str=''; note:tuple|None=None; error:str|None=None
 
 def _state(path): return '{0.st_size}:{0.st_mtime_ns}'.format(os.stat(path))
 
-def _make_one(job, rel):
+def _make_one(fn, src, seed, smallest, rel):
     "Make the crappy version of one file; nothing is written yet"
-    path = os.path.join(job.src, rel)
+    path = os.path.join(src, rel)
     left_out = lambda why, error=None: _Made(rel, note=(why, 'left out'), error=error)
     try:
         if not os.path.isfile(path): return left_out('not a plain file')
-        state, (im, note) = _state(path), open_photo(path, job.smallest)
+        state, (im, note) = _state(path), open_photo(path, smallest)
     except Exception as e: return left_out(why_unreadable(e))
-    try: res = _checked(job.fn, job.fn(im, rng_for(job.seed, rel.replace(os.sep, '/'))))
+    try: res = _checked(fn, fn(im, rng_for(seed, rel.replace(os.sep, '/'))))
     except Exception as e: return left_out(f'the crappifier failed: {explain(e)}', explain(e))
     try: return _Made(rel, file_bytes(res, crappy_name(rel)), state, note)
     except Exception as e: why = f'{res.width:,}×{res.height:,} pixels ({type(e).__name__})'
     return left_out(f'its format cannot hold the result, {why}')
 
 # %% ../nbs/lib/crappify.ipynb #6819f1bb
-def _packed(job):
-    "A job as bytes, with the learner's own modules and lines of code as they are now; None where that cannot be"
+def _packed(one):
+    "A function as bytes, with the learner's own modules and lines of code as they are now; None if it cannot be"
     named = [m for k,m in [*sys.modules.items()] if k == getattr(m, '__name__', 0) != '__main__']
     mine = [m for m in named if _own(getattr(m, '__file__', None) or _libraries[0])]
     lines = {k: v for k,v in linecache.cache.items() if len(v) == 4 and _own(k)}
     for m in mine: cloudpickle.register_pickle_by_value(m)
-    try: return cloudpickle.dumps((job, lines))
+    try: return cloudpickle.dumps((one, lines))
     except Exception: return None
     finally:
         for m in mine: cloudpickle.unregister_pickle_by_value(m)
 
 @lru_cache(1)
 def _unpacked(data):
-    job, lines = pickle.loads(data)
+    one, lines = pickle.loads(data)
     linecache.cache.update(lines)
-    return job
+    return one
 
-def _make_many(data, rels): return [_make_one(_unpacked(data), o) for o in rels]
+def _make_many(data, rels): return [*map(_unpacked(data), rels)]
 
 # %% ../nbs/lib/crappify.ipynb #f9687545
 _soon = 5 # seconds of work for which no worker is started
 
-def _results(job, batches, n):
+def _results(one, batches, n):
     "What becomes of the files, a batch at a time: here, and by n workers where there is work for seconds"
-    start, data, alone_here = time.perf_counter(), None, n == 1 or current_process().daemon
+    start, data, n = time.perf_counter(), None, 1 if current_process().daemon else n
     for i,batch in enumerate(batches):
-        yield [_make_one(job, o) for o in batch]
+        yield [*map(one, batch)]
         left, each = batches[i+1:], (time.perf_counter()-start)/(i+1)
-        if alone_here or not left or each*len(left) < _soon: continue
-        data = _packed(job)
-        alone_here = data is None
-        if not alone_here: break
-    if data is None: return
+        if n == 1 or not left or each*len(left) < _soon: continue
+        data = _packed(one)
+        if data: break
+        n = 1 # it cannot be sent
+    if not data: return
     jobs = (delayed(_make_many)(data, o) for o in left)
     with parallel_config('loky', inner_max_num_threads=1):
         made = Parallel(n, return_as='generator_unordered', batch_size=1)(jobs)
     try: yield from made
-    except BrokenProcessPool: why = 'a worker has died, of too little memory most often. Run it again with fewer workers'
-    else: return
-    raise CourseError(why)
+    except BrokenProcessPool:
+        raise CourseError('a worker has died, often of too little memory. Try fewer workers') from None
 
 # %% ../nbs/lib/crappify.ipynb #b5caafa6
 class _Run:
     "A run over a folder: what is known from before, what comes out, and which errors are the function's own"
-    def __init__(self, job, dst):
-        self.job, self.report, self.failed = job, Report(), []
+    def __init__(self, fn, src, dst, seed):
+        self.src, self.key, self.report, self.failed = src, f'{code_key(fn)}:{seed}', Report(), []
         self.made = MadeHere(dst, '.crappify/made.jsonl', parts=Path(dst)/'.crappify'/'new', sync=False)
-        self.key = f'{code_key(job.fn)}:{job.seed}'
-        self.files = [*files_in(job.src, dst, self.left_out)]
-        self.inputs = file_ids(os.path.join(job.src, o) for o in self.files)
+        self.files = [*files_in(src, dst, self.left_out)]
+        self.inputs = file_ids(os.path.join(src, o) for o in self.files)
     def left_out(self, rel, why): self.report.notes.append((rel, why, 'left out'))
     def kept(self, rel):
         "Is the result there, made by this function with this seed from this file?"
         key, note = self.made.key(crappy_name(rel)) or ('', None)
-        try: fresh = key == f'{self.key}:{_state(os.path.join(self.job.src, rel))}'
+        try: fresh = key == f'{self.key}:{_state(os.path.join(self.src, rel))}'
         except OSError: return False # a link that leads nowhere, to be reported
         if fresh and note: self.report.notes.append((rel, *note))
         self.report.kept += fresh
@@ -391,29 +362,24 @@ def _settle(run, o):
     elif o.note: run.report.notes.append((o.rel, *o.note))
 
 # %% ../nbs/lib/crappify.ipynb #693f121d
-def _check(run, enough):
-    "A function that fails on everything is no matter of the files"
-    if len(run.failed) < enough or run.report.made or run.report.kept: return
-    o = min(run.failed)
-    raise CourseError(f'{fn_name(run.job.fn)} fails on every photograph so far. On {legible(o.rel)}: '
-        + ' · '.join(o.error.splitlines()))
-
-def _run(job, dst, workers, shown):
+def _run(fn, src, dst, seed, workers, shown):
     "All files of a folder; raises OSError when nothing can be written"
-    run = _Run(job, dst)
-    todo = [*_to_do(run)]
+    run = _Run(fn, src, dst, seed)
+    todo, rep = [*_to_do(run)], run.report
     size = max(1, min(8, len(todo)//(16*workers))) # files that a worker takes at a time
     batches = [todo[i:i+size] for i in range(0, len(todo), size)]
-    made, watched = _results(job, batches, workers), sys.stdout.isatty() or 'ipykernel' in sys.modules
-    if shown and watched and len(batches) > 100:
+    made = _results(partial(_make_one, fn, src, seed, smallest_read(fn)), batches, workers)
+    if shown and len(batches) > 100 and (sys.stdout.isatty() or 'ipykernel' in sys.modules):
         from fastprogress.fastprogress import progress_bar
         made = progress_bar(made, total=len(batches), leave=False)
-    for batch in made:
+    for i,batch in enumerate(made):
         for o in batch: _settle(run, o)
-        _check(run, enough=5)
-    _check(run, enough=1)
-    run.report.notes.sort()
-    return run.report
+        if not run.failed or rep.made or rep.kept or len(run.failed) < 5 and i+1 < len(batches): continue
+        o = min(run.failed) # a function that fails on everything is no matter of the files
+        why = f'On {legible(o.rel)}: ' + ' · '.join(o.error.splitlines())
+        raise CourseError(f'{fn_name(fn)} fails on every photograph so far. {why}')
+    rep.notes.sort()
+    return rep
 
 # %% ../nbs/lib/crappify.ipynb #e80b402f
 def crappify_folder(
@@ -427,16 +393,16 @@ def crappify_folder(
     "Crappify a folder, or what is missing of it; what it has not made is left; else `CourseError`"
     fn = load_crappifier(fn) if isinstance(fn, str) else fn
     s, d = (os.path.realpath(o) for o in (src, dst))
-    if not os.path.isdir(s): raise CourseError(f'{src}: there is no such folder. Expected one with photographs')
+    if not os.path.isdir(s): raise CourseError(f'{src}: there is no such folder. Expected photographs')
     if Path(s).is_relative_to(d):
-        raise CourseError(f'{dst}: the photographs lie in it ({src}), and could be overwritten. Expected another')
-    new, job = Path(d)/'.crappify'/'new', _Job(fn, s, seed, smallest_read(fn))
+        raise CourseError(f'{dst}: the photographs lie in it ({src}), and could be overwritten. Choose another')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    new = Path(d)/'.crappify'/'new'
     try:
         new.mkdir(parents=True, exist_ok=True)
         with alone(new.parent/'lock', 24*3600):
             for o in new.iterdir(): o.unlink() # what a killed process was just writing
-            return _run(job, d, workers or cores, shown)
+            return _run(fn, s, d, seed, workers or cores, shown)
     except OSError as e: why = no_room(dst, e, 'another DST or COURSE_DATA')
     raise CourseError(f'{why}. What was finished is kept: run it again, and it goes on from there')
 
@@ -463,7 +429,6 @@ class Crappify(Transform):
         im = open_rgb(x, smallest=self.smallest)
         return PILImage.create(np.asarray(_checked(self.fn, self.fn(im, rng_for(seed, key)))))
 
-# %% ../nbs/lib/crappify.ipynb #6983d31d
 def crappy_block(
     fn, path=None, seed:int=0 # see `Crappify`
 ): # a fastai TransformBlock

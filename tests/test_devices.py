@@ -20,7 +20,7 @@ from course_lib.unet import small_encoder
 named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|^(show|draw|plot)_', re.I)
 draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
-    'cli.explain_error', 'core.CourseError', 'crappify.as_jpeg', 'crappify.beside',
+    'cli.explain_error', 'core.CourseError', 'show.as_jpeg', 'show.beside',
     'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.plain_scores', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
     'samples.things.draw_thing', 'unrolled.draw_unrolled', 'unrolled.draw_loop', 'unrolled.draw_both', 'harmonize.histogram_at', 'segment.class_colors', 'feature_loss.last_step_mask'}
 

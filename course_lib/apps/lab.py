@@ -13,10 +13,10 @@ import ipywidgets as widgets
 from IPython import get_ipython
 from PIL import Image
 from ..core import CourseError
-from ..show import show_images
-from ..crappify import as_jpeg, chain, crappify_photo, explain, file_bytes, lecture, parse_steps, sometimes
+from ..show import as_jpeg, show_images
+from ..crappify import chain, crappify_photo, explain, lecture, parse_steps, sometimes
 from ..metrics import psnr
-from ..pictures import open_rgb
+from ..pictures import file_bytes, open_rgb
 from ..steps import fn_name, jpeg_bytes, steps
 
 # %% ../../nbs/apps/crappify_lab.ipynb #c1ffb3f3
@@ -118,7 +118,8 @@ def control(name, p, value) -> widgets.Widget: # of a strength: its name, its `S
     if p.options == (False, True): return widgets.Checkbox(**look)
     if p.options: return widgets.Dropdown(options=p.options, **look)
     look.update(min=min(p.lo, value[0]), max=max(p.hi, value[1]), step=p.step)
-    return widgets.IntRangeSlider(**look) if p.whole else widgets.FloatRangeSlider(readout_format='.3g', **look)
+    kind = widgets.IntRangeSlider if p.whole else widgets.FloatRangeSlider
+    return kind(readout_format='d' if p.whole else '.3g', **look)
 
 def _button(name, icon, tip, call, width):
     b = widgets.Button(description=name, icon=icon, tooltip=tip, layout=dict(width=width))
@@ -130,7 +131,8 @@ class Card:
     def __init__(self, fn, panel):
         p, self.fn = (fn.p[0], fn.children[0]) if isinstance(fn, sometimes) else (1, fn)
         known = type(self.fn) in steps.values()
-        self.controls = {k: control(k, o, getattr(self.fn, k)) for k,o in self.fn.params.items()} if known else {}
+        params = self.fn.params if known else {}
+        self.controls = {k: control(k, o, getattr(self.fn, k)) for k,o in params.items()}
         share = dict(min=0, max=1, step=.05, readout_format='.0%')
         self.often = widgets.FloatSlider(p, description='how often', **share, **_wide)
         self.inputs = [*self.controls.values(), self.often]
@@ -155,10 +157,11 @@ class LabPanel:
     def __init__(self, lab):
         self.lab, self.cards, wide = lab, [], dict(layout=dict(flex='1 1 auto', width='auto'))
         self.name = widgets.Dropdown(options=list(lab.photos), value=lab.name, description='photograph')
-        self.seed = widgets.BoundedIntText(lab.seed, max=2**32-1, description='seed', layout=dict(width='180px'))
-        another, back = lambda: self.seed.set_trait('value', self.seed.value+1), lambda fn=lab.fn: self.load(fn)
-        self.new_seed = _button('new seed', 'random', 'the same steps, other random numbers', another, '110px')
-        self.again = _button('start again', 'undo', 'the chain that the panel began with', back, '120px')
+        self.seed = widgets.BoundedIntText(lab.seed, max=2**32-1, description='seed')
+        another = lambda: self.seed.set_trait('value', self.seed.value+1)
+        self.new_seed = _button('new seed', 'random', 'other random numbers, the same steps', another, '110px')
+        again, start = 'the chain that the panel began with', lab.fn
+        self.again = _button('start again', 'undo', again, lambda: self.load(start), '120px')
         self.menu = widgets.Dropdown(options=sorted((f'{v.group}: {k}', k) for k,v in steps.items()), **wide)
         self.plus = _button('add', 'plus', 'at the end', self.add, '80px')
         self.view, self.said = BeforeAfter(), widgets.HTML()
@@ -169,8 +172,8 @@ class LabPanel:
         for w in (self.name, self.seed): w.observe(lambda _: self.refresh(), 'value')
         self.code.observe(lambda e: self.read(e.new), 'value')
         self.load(lab.fn)
-        bars = [self.name, self.seed, self.new_seed, self.again], [self.menu, self.plus], [self.code, self.copy]
-        top, add, text = map(widgets.HBox, bars)
+        top = widgets.HBox([self.name, self.seed, self.new_seed, self.again])
+        add, text = widgets.HBox([self.menu, self.plus]), widgets.HBox([self.code, self.copy])
         parts = [top, self.view.box, add, self.rows, text, self.said, self.clip]
         self.box = widgets.VBox(parts, layout=dict(max_width='900px')).add_class('cl-lab')
     def refresh(self): # make the picture again and show it, or say what failed
