@@ -23,8 +23,8 @@ from PIL import Image
 from .core import CourseError, data_home, tell_path
 from .files import MadeHere, alone, code_key, no_room
 from .show import beside
-from .pictures import (Report, as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write,
-    open_photo, open_rgb, why_unreadable)
+from .pictures import (Report, as_rgb, crappy_name, file_bytes, file_ids, files_in, legible,
+    may_write, open_photo, open_rgb, why_unreadable)
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold,
     gaussian_blur, greyscale, jpeg, scratches, span, steps, vignette)
 
@@ -114,7 +114,7 @@ def _each(n, rng):
 class _Combinator(Step):
     def __init__(self, *fns):
         for o in fns:
-            if isinstance(o, type) and issubclass(o, Step): why = f'{o.__name__} is not called. Write {o.__name__}()'
+            if isinstance(o, type): why = f'{o.__name__} is not called. Write {o.__name__}()'
             elif not callable(o): why = f'{o!r} is no crappifier. Expected steps and functions'
             else: continue
             raise CourseError(f'{self.name}: {why}')
@@ -275,7 +275,7 @@ def _make_one(fn, src, seed, smallest, rel):
 
 # %% ../nbs/lib/crappify.ipynb #6819f1bb
 def _packed(one):
-    "A function as bytes, with the learner's own modules and lines of code as they are now; None if it cannot be"
+    "A function as bytes, with the learner's own modules and lines of code as they are now; or None"
     named = [m for k,m in [*sys.modules.items()] if k == getattr(m, '__name__', 0) != '__main__']
     mine = [m for m in named if _own(getattr(m, '__file__', None) or _libraries[0])]
     lines = {k: v for k,v in linecache.cache.items() if len(v) == 4 and _own(k)}
@@ -395,7 +395,7 @@ def crappify_folder(
     s, d = (os.path.realpath(o) for o in (src, dst))
     if not os.path.isdir(s): raise CourseError(f'{src}: there is no such folder. Expected photographs')
     if Path(s).is_relative_to(d):
-        raise CourseError(f'{dst}: the photographs lie in it ({src}), and could be overwritten. Choose another')
+        raise CourseError(f'{dst}: the photographs lie in it ({src}), and could be overwritten. Take another')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     new = Path(d)/'.crappify'/'new'
     try:

@@ -159,7 +159,7 @@ class LabPanel:
         self.name = widgets.Dropdown(options=list(lab.photos), value=lab.name, description='photograph')
         self.seed = widgets.BoundedIntText(lab.seed, max=2**32-1, description='seed')
         another = lambda: self.seed.set_trait('value', self.seed.value+1)
-        self.new_seed = _button('new seed', 'random', 'other random numbers, the same steps', another, '110px')
+        self.new_seed = _button('new seed', 'random', 'other random numbers, same steps', another, '110px')
         again, start = 'the chain that the panel began with', lab.fn
         self.again = _button('start again', 'undo', again, lambda: self.load(start), '120px')
         self.menu = widgets.Dropdown(options=sorted((f'{v.group}: {k}', k) for k,v in steps.items()), **wide)
