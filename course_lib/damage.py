@@ -8,9 +8,9 @@ __all__ = ['damage_of']
 # %% ../nbs/03_crappify.ipynb #0d1b67a5
 from pathlib import Path
 import numpy as np
-from .crappify import crappify_photo, file_bytes
+from .crappify import crappify_photo
 from .metrics import psnr
-from .pictures import open_rgb
+from .pictures import file_bytes, open_rgb
 
 # %% ../nbs/03_crappify.ipynb #f9f14015
 def damage_of(

@@ -23,9 +23,9 @@ from torch import nn
 from .core import CourseError, default_device, device_name, seed_everything, tell_path
 from .files import check_folder, MadeHere, no_room, write_atomic
 from .results import versions
-from .crappify import Report, crappify_photo, crappy_name, file_bytes, files_in, parse_steps
+from .crappify import crappify_photo, parse_steps
 from .metrics import psnr
-from .pictures import open_photo, why_unreadable
+from .pictures import open_photo, why_unreadable, Report, crappy_name, file_bytes, files_in
 from .models import channels_last, check_finite, is_oom
 from .pairs import InputUnet, batch_psnr, make_generator, unit
 from .pictures import file_ids, may_write

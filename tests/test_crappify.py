@@ -8,10 +8,10 @@ from course_lib import crappify as C
 from course_lib import steps as S
 from course_lib.core import CourseError, lesson_settings
 from course_lib.files import code_key
-from course_lib.crappify import (Crappify, chain, crappifiers_home, crappify_folder, crappify_photo, crappy_block, crappy_name, explain,
+from course_lib.crappify import (Crappify, chain, crappifiers_home, crappify_folder, crappify_photo, crappy_block, explain,
     lecture, load_crappifier, old_family, one_of, parse_steps, preview, rng_for, smallest_read, sometimes)
 from course_lib.metrics import psnr
-from course_lib.pictures import as_rgb, open_photo
+from course_lib.pictures import as_rgb, crappy_name, open_photo
 from course_lib.steps import (Step, cutout, defocus, downscale, dust, fold, gaussian_blur, gaussian_noise, greyscale, jpeg, jpeg_bytes,
     motion_blur, salt_pepper, scratches, shot_noise, steps, text)
 
@@ -119,7 +119,8 @@ def test_equal_and_immutable():
     (lambda: downscale(96, filter='best'), "one of 'bilinear'"), (lambda: downscale(96, back=1), 'False, True'), (lambda: greyscale(1), 'too many'),
     (lambda: jpeg(1, 2, 3), 'too many'), (lambda: jpeg(10, quality=20), 'too many'), (lambda: jpeg(quantity=20), "no 'quantity'"),
     (lambda: gaussian_blur(10**9), 'to 20000'), (lambda: chain(jpeg), 'not called'), (lambda: chain(3), '3 is no crappifier'),
-    (lambda: sometimes(.5), 'sometimes'), (lambda: sometimes(2, jpeg()), 'from 0 to 1'), (lambda: sometimes(.5, jpeg(), jpeg()), 'sometimes'), (lambda: sometimes((.2, .5), jpeg()), 'sometimes'), (lambda: chain(greyscale), 'not called')])
+    (lambda: sometimes(.5), 'sometimes'), (lambda: sometimes(2, jpeg()), 'from 0 to 1'), (lambda: sometimes(.5, jpeg(), jpeg()), 'sometimes'), (
+    lambda: sometimes((.2, .5), jpeg()), 'sometimes'), (lambda: chain(greyscale), 'not called')])
 def test_wrong_arguments(call, said):
     with pytest.raises(CourseError, match=said): call()
 
@@ -222,10 +223,15 @@ def test_parse():
     assert parse_steps("text(what='date') text(.1, what=\"word\")") == chain(text(what='date'), text(.1, what='word'))
 
 
-@pytest.mark.parametrize('s, said', [('downscale(96) jepg(1)', "character 15: there is no step 'jepg'. Expected one of downscale"), ('jpeg(10', 'character 8: .*not understood'),
-    ('jpeg(10))', 'character 9: .*not understood'), ('jpeg(10,700)', 'character 1: jpeg: quality'), ('', 'a text of 0'), ('   ', 'a text of 3'), ('1', 'is no step'), ('jpeg(1)(2)', 'is no step'),
-    ('text jpeg(x)', "character 11: there is no step 'x'"), ('jpeg(*[1,2])', 'is no step'), ('jpeg(**{})', 'must be strings'), ('text] + [jpeg', 'no list of steps'), ('jpeg(1) + text', 'is no step'), ('"text"', 'is no step'),
-    ('sometimes(p=.5)', 'something like sometimes'), ('sometimes()', 'missing'), ('jpeg(9) text jepg', 'character 14: there is no step'), (' text,\n jepg', 'character 9: there is no step'), ('a'*30000, 'a text of 30,000'), ('('*9000, 'not understood'), ('chain('*300+')'*300, 'not understood'), ("text(what='", 'not understood')])
+@pytest.mark.parametrize('s, said', [('downscale(96) jepg(1)', "character 15: there is no step 'jepg'. Expected one of downscale"), (
+    'jpeg(10', 'character 8: .*not understood'),
+    ('jpeg(10))', 'character 9: .*not understood'), ('jpeg(10,700)', 'character 1: jpeg: quality'), ('', 'a text of 0'), ('   ', 'a text of 3'), (
+    '1', 'is no step'), ('jpeg(1)(2)', 'is no step'),
+    ('text jpeg(x)', "character 11: there is no step 'x'"), ('jpeg(*[1,2])', 'is no step'), ('jpeg(**{})', 'must be strings'), (
+    'text] + [jpeg', 'no list of steps'), ('jpeg(1) + text', 'is no step'), ('"text"', 'is no step'),
+    ('sometimes(p=.5)', 'something like sometimes'), ('sometimes()', 'missing'), ('jpeg(9) text jepg', 'character 14: there is no step'), (
+    ' text,\n jepg', 'character 9: there is no step'), ('a'*30000, 'a text of 30,000'), ('('*9000, 'not understood'), (
+    'chain('*300+')'*300, 'not understood'), ("text(what='", 'not understood')])
 def test_parse_errors(s, said):
     with pytest.raises(CourseError, match=said): parse_steps(s)
 
@@ -339,7 +345,8 @@ def test_draft_and_orientation(tmp_path, orientation, size):
 def test_draft_only_where_it_is_safe(tmp_path):
     photo(800, 600).save(tmp_path/'a.jpg'); photo(800, 600).save(tmp_path/'a.png')
     assert smallest_read(chain(chain(downscale(64, 96)), jpeg())) == 96
-    for fn in (downscale(96, filter='box'), downscale(96, filter='nearest'), jpeg(), chain(), chain(jpeg(), downscale(9)), sometimes(.5, downscale(9)), lambda im, rng: im):
+    for fn in (downscale(96, filter='box'), downscale(96, filter='nearest'), jpeg(), chain(), chain(jpeg(), downscale(9)),
+            sometimes(.5, downscale(9)), lambda im, rng: im):
         assert smallest_read(fn) is None
     assert open_photo(tmp_path/'a.png', 96)[0].size == open_photo(tmp_path/'a.jpg', 400)[0].size == (800, 600)
 
@@ -447,7 +454,8 @@ def test_dst_inside_src(src):
     assert len(results(src/'small-96')) == 12
 
 
-@pytest.mark.parametrize('a, b, said', [('src', 'src', 'photographs lie in it'), ('src/cats', 'src', 'photographs lie in it'), ('nowhere', 'a', 'no such folder'), ('src', 'src/1.png/a', 'cannot be written')])
+@pytest.mark.parametrize('a, b, said', [('src', 'src', 'photographs lie in it'), ('src/cats', 'src', 'photographs lie in it'), (
+    'nowhere', 'a', 'no such folder'), ('src', 'src/1.png/a', 'cannot be written')])
 def test_wrong_folders(src, tmp_path, a, b, said):
     before = results(tmp_path)
     (src/'1.png').touch()
@@ -487,13 +495,18 @@ def bad_files(d):
     whole = (d/'fine.jpg').read_bytes()
     (d/'cut.jpg').write_bytes(whole[:len(whole)//2]); (d/'cut.png').write_bytes((d/'whole.png').read_bytes()[:300]); (d/'head.jpg').write_bytes(whole[:20])
     (d/'empty.jpg').touch(); (d/'notes.txt').write_text('buy milk'); (d/'fake.jpg').write_text('no picture'); (d/'noise.png').write_bytes(os.urandom(999))
-    (d/'bomb.png').write_bytes(png(60000, 60000)); (d/'large.png').write_bytes(png(10000, 10000)); (d/'zero.png').write_bytes(png(0, 0)); (d/'thin.png').write_bytes(png(0, 40))
+    (d/'bomb.png').write_bytes(png(60000, 60000)); (d/'large.png').write_bytes(png(10000, 10000))
+    (d/'zero.png').write_bytes(png(0, 0)); (d/'thin.png').write_bytes(png(0, 40))
     (d/'zero.ppm').write_bytes(b'P6 0 0 255\n'); (d/'dir.jpg').mkdir(); (d/'gone.jpg').symlink_to(d/'nowhere.jpg'); os.mkfifo(d/'pipe.jpg')
     (d/'as.png').write_bytes(whole) # a JPEG under another name
-    return {'fine.jpg': None, 'whole.png': None, 'turned.jpg': 'turned', 'film.gif': 'frames', 'pages.tif': 'frames', 'two.webp': None, 'cmyk.jpg': 'CMYK', 'grey.jpg': None,
-        'palette.png': 'palette', 'fax.tif': None, 'holes.gif': 'transparent', 'alpha.png': 'transparent', 'clear.png': 'transparent', 'deep.png': '16 bits', 'float.tif': 'floats',
-        'cut.jpg': '-cut off', 'cut.png': '-cut off', 'head.jpg': '-not a picture|cut off|cannot', 'empty.jpg': '-not a picture', 'notes.txt': '-not a picture', 'fake.jpg': '-not a picture',
-        'noise.png': '-not a picture', 'bomb.png': '-too many pixels', 'large.png': '-too many pixels', 'zero.png': '-pixels|not a picture', 'thin.png': '-pixels|not a picture',
+    return {'fine.jpg': None, 'whole.png': None, 'turned.jpg': 'turned', 'film.gif': 'frames', 'pages.tif': 'frames', 'two.webp': None,
+        'cmyk.jpg': 'CMYK', 'grey.jpg': None,
+        'palette.png': 'palette', 'fax.tif': None, 'holes.gif': 'transparent', 'alpha.png': 'transparent', 'clear.png': 'transparent',
+        'deep.png': '16 bits', 'float.tif': 'floats',
+        'cut.jpg': '-cut off', 'cut.png': '-cut off', 'head.jpg': '-not a picture|cut off|cannot', 'empty.jpg': '-not a picture',
+        'notes.txt': '-not a picture', 'fake.jpg': '-not a picture',
+        'noise.png': '-not a picture', 'bomb.png': '-too many pixels', 'large.png': '-too many pixels', 'zero.png': '-pixels|not a picture',
+        'thin.png': '-pixels|not a picture',
         'zero.ppm': '-pixels|not a picture', 'gone.jpg': '-plain file', 'pipe.jpg': '-plain file', 'as.png': None}
 
 
@@ -512,7 +525,8 @@ def test_bad_files(tmp_path, recwarn):
                 assert (f in notes and notes[f][1] == 'left out') == bool(w and w[0] == '-') == (not (dst/crappy_name(f)).exists()), f
             good = [k for k,v in want.items() if not (v and v[0] == '-')]
             assert (rep.kept if again else rep.made) == len(good) and len(rep.left_out) == len(want) - len(good)
-            assert sum(r[2] for r in rep.rows()) == len(rep.notes) and repr(rep) in rep._repr_markdown_() and '| cut off or damaged | left out | 2 |' in rep._repr_markdown_()
+            assert sum(r[2] for r in rep.rows()) == len(rep.notes) and repr(rep) in rep._repr_markdown_()
+            assert '| cut off or damaged | left out | 2 |' in rep._repr_markdown_()
     got = lambda f: Image.open(tmp_path/'greyscale'/crappy_name(f)).convert('RGB')
     assert got('turned.jpg').size == (80, 120) and got('deep.png').getpixel((5, 5)) == (100,)*3 and got('clear.png').getpixel((5, 5)) == (255,)*3
     assert abs(got('float.tif').getpixel((5, 5))[0] - 128) < 2 and psnr(got('cmyk.jpg'), got('fine.jpg')) > 25 and psnr(got('film.gif'), got('fine.jpg')) > 20
@@ -531,7 +545,8 @@ def test_function_that_fails(src, tmp_path):
         with open(tried, 'a') as f: f.write('x')
         return im.no_such_thing()
     for i in range(90): photo(9, 9).save(src/f'more{i}.png')
-    with pytest.raises(CourseError, match='broken fails on every photograph so far. On .*: AttributeError.*line .*no_such_thing'): crappify_folder(broken, src, tmp_path/'b', workers=2)
+    said = 'broken fails on every photograph so far. On .*: AttributeError.*line .*no_such_thing'
+    with pytest.raises(CourseError, match=said): crappify_folder(broken, src, tmp_path/'b', workers=2)
     assert 5 <= len(tried.read_text()) < 40
     with pytest.raises(CourseError, match='None'): crappify_folder(lambda im, rng: None, src, tmp_path/'c')
 
@@ -559,7 +574,8 @@ def test_full_disk(src, tmp_path, monkeypatch):
     room = sum(map(len, results(whole).values()))//3
     with monkeypatch.context() as m:
         m.setattr(Path, 'write_bytes', full_after(room))
-        with pytest.raises(CourseError, match='the disk is full.*What was finished is kept: run it again') as e: crappify_folder(lecture, src, tmp_path/'a', seed=1, workers=2)
+        with pytest.raises(CourseError, match='the disk is full.*What was finished is kept: run it again') as e:
+            crappify_folder(lecture, src, tmp_path/'a', seed=1, workers=2)
     assert '\n' not in str(e.value)
     there = results(tmp_path/'a')
     assert 0 < len(there) < 12 and there.items() <= results(whole).items() and not list((tmp_path/'a'/'.crappify'/'new').iterdir())
@@ -691,7 +707,8 @@ def test_one_name_for_two(tmp_path):
 def test_linked_folders(src, tmp_path):
     "A folder that a link leads to is read once, and its files where they really lie, if that is in the source; circles end"
     (tmp_path/'more').mkdir(); photo().save(tmp_path/'more'/'z.png'); (tmp_path/'more'/'back').symlink_to(src)
-    for name,to in (('a link', tmp_path/'more'), ('another', tmp_path/'more'), ('aaa', src/'cats'), ('circle', src), ('dst', tmp_path/'dst')): (src/name).symlink_to(to)
+    links = {'a link': tmp_path/'more', 'another': tmp_path/'more', 'aaa': src/'cats', 'circle': src, 'dst': tmp_path/'dst'}
+    for name,to in links.items(): (src/name).symlink_to(to)
     (tmp_path/'dst').mkdir(); photo().save(tmp_path/'dst'/'old.png')
     want = {o.relative_to(src).as_posix() for o in src.rglob('*.*') if not any(p.is_symlink() for p in o.parents)} | {'a link/z.png'}
     assert counts(crappify_folder(lecture, src, tmp_path/'dst')) == (13, 0, 0) and set(results(tmp_path/'dst')) == want | {'old.png'}
@@ -828,10 +845,12 @@ class Callable:
 def two(im, rng, n=1): return im.rotate(n)
 fns = [f, inside, pen, Callable(Pen('red')), Callable(Pen('red')).__call__, functools.partial(two, n=5), functools.partial(f)]
 '''
-marks = 'import sys; sys.path.insert(0, sys.argv[1]); from uses import fns; from course_lib.core import code_key; print(*map(code_key, fns))'
+marks = 'import sys; sys.path.insert(0, sys.argv[1]); from uses import fns; from course_lib.files import code_key; print(*map(code_key, fns))'
 
-@pytest.mark.parametrize('old, new, changed', [('', '', []), ('k = 3', 'k = 4', [0, 1, 6]), ('im.rotate(k)', 'im.rotate(-k)', [0, 1, 6]), ('wide = 2', 'wide = 3', [0, 2, 3, 4, 6]),
-    ('im.paste(self', 'im.paste(2*self', [2, 3, 4]), ('n=5', 'n=6', [5]), ("Callable(Pen('red'))", "Callable(Pen('blue'))", [3, 4]), ('return im.rotate(n)', 'return im.rotate(n+1)', [5]), ('# a remark', '', [])])
+@pytest.mark.parametrize('old, new, changed', [('', '', []), ('k = 3', 'k = 4', [0, 1, 6]), ('im.rotate(k)', 'im.rotate(-k)', [0, 1, 6]), (
+    'wide = 2', 'wide = 3', [0, 2, 3, 4, 6]),
+    ('im.paste(self', 'im.paste(2*self', [2, 3, 4]), ('n=5', 'n=6', [5]), ("Callable(Pen('red'))", "Callable(Pen('blue'))", [3, 4]), (
+    'return im.rotate(n)', 'return im.rotate(n+1)', [5]), ('# a remark', '', [])])
 def test_what_changes_a_key(tmp_path, python, old, new, changed):
     "Helpers and constants of the learner's modules, methods, classes, instances, partials: the same in another session, another one where they change"
     def of(a, b):
@@ -918,7 +937,8 @@ def test_two_at_once(src, tmp_path, start):
 def dls(src):
     from fastai.vision.all import DataBlock, ImageBlock, RandomSplitter, Resize, get_image_files
     def _f(fn=lecture, **kw):
-        block = DataBlock((crappy_block(fn, src, 5), ImageBlock), get_items=lambda p: get_image_files(p).sorted(), splitter=RandomSplitter(.25, seed=1), item_tfms=Resize(48))
+        block = DataBlock((crappy_block(fn, src, 5), ImageBlock), get_items=lambda p: get_image_files(p).sorted(),
+            splitter=RandomSplitter(.25, seed=1), item_tfms=Resize(48))
         return block.dataloaders(src, bs=4, **kw)
     return _f
 
@@ -1014,7 +1034,12 @@ def test_only_the_readers_own_text_is_run(tmp_path, monkeypatch):
     f, other = kept('shared', 'from course_lib.steps import jpeg\nshared = jpeg(3)'), tmp_path/'other.py'
     assert load_crappifier('shared') == jpeg(3)
     other.write_text(f'open({str(tmp_path/"done")!r}, "w"); shared = None')
-    for how in (lambda: f.symlink_to(other), lambda: (f.write_text(other.read_text()), f.chmod(0o666)), lambda: (f.write_text(other.read_text()), monkeypatch.setattr(os, 'getuid', lambda: f.stat().st_uid+1), os.chown(f, 12345, -1) if os.geteuid() == 0 else None)):
+    def of_another():
+        f.write_text(other.read_text())
+        monkeypatch.setattr(os, 'getuid', lambda: f.stat().st_uid+1)
+        if os.geteuid() == 0: os.chown(f, 12345, -1)
+    def writable(): f.write_text(other.read_text()); f.chmod(0o666)
+    for how in (lambda: f.symlink_to(other), writable, of_another):
         f.unlink(); how()
         with pytest.raises(CourseError, match='so it is not run'): load_crappifier('shared')
     assert not (tmp_path/'done').exists()

@@ -12,9 +12,10 @@ from pathlib import Path
 import ipywidgets as widgets
 from PIL import Image
 from ..core import CourseError
-from ..crappify import crappify_photo, beside, file_bytes, parse_steps
+from ..crappify import crappify_photo, parse_steps
+from ..show import beside
 from .lab import BeforeAfter, watched
-from ..pictures import open_photo, open_rgb, why_unreadable
+from ..pictures import file_bytes, open_photo, open_rgb, why_unreadable
 from ..restore import box_file, load_model, restore_photo
 from ..samples.photos import photo_sources
 
