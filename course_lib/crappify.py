@@ -10,7 +10,7 @@ __all__ = ['lecture', 'old_family', 'rng_for', 'crappify_photo', 'explain', 'bef
 # %% ../nbs/lib/crappify.ipynb #a4384200
 import ast, errno, hashlib, linecache, os, pickle, re, stat, sys, time, traceback
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
 from types import ModuleType
@@ -285,11 +285,15 @@ def _packed(one):
     finally:
         for m in mine: cloudpickle.unregister_pickle_by_value(m)
 
-@lru_cache(1)
+_sent = {} # in a worker: what it was sent, read once
+
 def _unpacked(data):
-    one, lines = pickle.loads(data)
-    linecache.cache.update(lines)
-    return one
+    if data not in _sent:
+        one, lines = pickle.loads(data)
+        linecache.cache.update(lines)
+        _sent.clear()
+        _sent[data] = one
+    return _sent[data]
 
 def _make_many(data, rels): return [*map(_unpacked(data), rels)]
 
