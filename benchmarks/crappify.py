@@ -81,7 +81,8 @@ def errors(src):
         plain, small = downscale(96)(Image.open(f), rng), downscale(96)(open_photo(f, 96)[0], rng)
         res.append((rms(plain, small), rms(jpeg(40)(plain, rng), jpeg(40)(small, rng)), rms(jpeg(40)(plain, rng), plain)))
     a, b, c = zip(*res)
-    return {k: round(float(v), 2) for k,v in dict(before_jpeg_mean=np.mean(a), before_jpeg_max=max(a), after_jpeg_mean=np.mean(b), jpeg_alone_mean=np.mean(c)).items()}
+    found = dict(before_jpeg_mean=np.mean(a), before_jpeg_max=max(a), after_jpeg_mean=np.mean(b), jpeg_alone_mean=np.mean(c))
+    return {k: round(float(v), 2) for k,v in found.items()}
 
 
 memory_of = '''

@@ -20,7 +20,7 @@ from course_lib.apps.lab import *
 from course_lib.crappify import *
 from course_lib.steps import *
 from course_lib.samples.photos import photo_sources
-panel = crappify_lab([photo_sources()['astronaut'][0]]).panel
+panel = CrappifyLab([photo_sources()['astronaut'][0]]).panel
 def ids(i):
     w = [*panel.cards[i].controls.values()][0]
     return json.dumps(dict(slider=w.model_id, picture=panel.view.after.model_id, value=w.value, ends=[w.min, w.max], step=w.step))

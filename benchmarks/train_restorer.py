@@ -165,8 +165,8 @@ def ruined(name, im, seed):
     rng, im = np.random.default_rng(seed), im.copy()
     if name == 'half the width (bicubic)': return again(2)
     if name == 'JPEG of quality 25':
-        from course_lib.crappify import apply, parse_steps
-        return apply(parse_steps('jpeg(25)'), im, seed, 'a trial')
+        from course_lib.crappify import crappify_photo, parse_steps
+        return crappify_photo(parse_steps('jpeg(25)'), im, seed, 'a trial')
     if name == 'noise (20 of 255)': return Image.fromarray((np.asarray(im)+rng.normal(0, 20, (im.height, im.width, 3))).round().clip(0, 255).astype(np.uint8))
     if name == 'a white number (16 px)':
         from matplotlib import font_manager

@@ -17,24 +17,28 @@ from .core import CourseError, tell_path
 # %% ../nbs/lib/files.ipynb #6714aecb
 @contextmanager
 def atomic_path(
-    path:str|Path # where the file shall be
-): # gives the path to write to: beside it, with the same ending
+    path:str|Path,        # where the file shall be
+    parts:str|Path=None,  # a folder of the same disk for the unfinished file; None: beside it
+    sync:bool=True        # flush it to the disk first? Else a crash of the machine may leave it empty
+): # gives the path to write to, with the same ending
     "Let a file be written so that a reader sees the old one or the new one, never a part"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{secrets.token_hex(8)}{path.suffix[:20]}')
+    tmp = Path(parts or path.parent)/f'.{secrets.token_hex(8)}{path.suffix[:20]}'
     try:
         yield tmp
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+        if sync:
+            with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
 def write_atomic(
-    path:str|Path,  # where the file shall be
-    data:str|bytes  # what it shall hold
+    path:str|Path,   # where the file shall be
+    data:str|bytes,  # what it shall hold
+    **kwargs         # see `atomic_path`
 ) -> Path:
     "Write a file at once or not at all, see `atomic_path`"
-    with atomic_path(path) as tmp: tmp.write_bytes(data.encode() if isinstance(data, str) else data)
+    with atomic_path(path, **kwargs) as tmp: tmp.write_bytes(data.encode() if isinstance(data, str) else data)
     return Path(path)
 
 # %% ../nbs/lib/files.ipynb #b0b75336
@@ -61,40 +65,48 @@ def check_folder(
     except OSError as e: raise CourseError(no_room(path, e, setting)) from None
 
 # %% ../nbs/lib/files.ipynb #a5b8288f
-def _digest(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+def _digest(data): return hashlib.sha256(data).hexdigest()[:16]
 
 class MadeHere:
     "The files that the course made in a folder: their names, their checksums, and what they were made from"
-    def __init__(self, folder:str|Path):
-        self.folder, self.file, self.known = Path(folder), Path(folder)/'.course_made.jsonl', {}
-        for line in self.file.read_text(encoding='utf-8', errors='replace').splitlines() if self.file.exists() else []:
-            try: name, digest, key = json.loads(line)
-            except ValueError: continue # cut off
-            self.known[name, digest] = key
+    def __init__(self,
+        folder:str|Path,
+        list_file:str='.course_made.jsonl', # below the folder
+        **kwargs                            # how files are written, see `atomic_path`
+    ):
+        self.folder, self.file, self.kwargs, self.known = Path(folder), Path(folder)/list_file, kwargs, {}
+        text = self.file.read_text(encoding='utf-8', errors='replace') if self.file.exists() else ''
+        for line in text.splitlines():
+            try: self._read(*json.loads(line))
+            except (ValueError, TypeError, LookupError): pass # cut off
+    def _read(self, name, *about):
+        digests, key = (about[:1], about[1]) if len(about) == 2 else (about[-1], '') # lists of the first version
+        for o in digests: self.known[name, o[:16]] = key
     def key(self, name:str|Path):
         "What a file of ours was made from; None for any other"
         p = self.folder/name
-        return self.known.get((str(name), _digest(p))) if p.is_file() else None
+        try: return self.known.get((str(name), _digest(p.read_bytes()))) if os.path.isfile(p) else None
+        except OSError: return None
     def ours(self, name:str|Path) -> bool:
         "May this name be used? Nothing is there, or an empty file, or what we made"
         p = self.folder/name
-        empty = not os.path.lexists(p) or p.is_file() and not p.stat().st_size
+        empty = not os.path.lexists(p) or os.path.isfile(p) and not os.path.getsize(p)
         return empty or self.key(name) is not None
-    def not_ours(self, name): return (f'{tell_path(self.folder)}/{name}: is there already, and was not made by this command or was changed since, '
-        'so it is left as it is. Move it, or choose another name or folder')
+    def not_ours(self, name):
+        return (f'{tell_path(self.folder)}/{name}: is there already, and was not made by this command or was '
+            'changed since, so it is left as it is. Move it, or choose another name or folder')
     def put(self,
         name:str|Path, # below the folder
         data:bytes,
-        key:str=''     # what it is made from
+        key=''         # what it is made from: text, or a list of texts
     ) -> Path:
         "Write a file; raises `CourseError` where another one is"
         if not self.ours(name): raise CourseError(self.not_ours(name))
-        digest = hashlib.sha256(data).hexdigest()
-        self.known[str(name), digest] = key
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.file, 'a', encoding='utf-8') as f: f.write('\n'+json.dumps([str(name), digest, key])) # first the list, then the file
-        return write_atomic(self.folder/name, data)
+        self.known[str(name), _digest(data)] = key
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, 'a', encoding='utf-8') as f: # first the list, then the file
+            f.write('\n'+json.dumps([str(name), _digest(data), key]))
+        return write_atomic(self.folder/name, data, **self.kwargs)
     def remove(self, name:str|Path):
         "Take a file away, if it is ours"
         if self.key(name) is not None: (self.folder/name).unlink()

@@ -15,7 +15,7 @@ from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, Normalize, R
     aug_transforms, imagenet_stats)
 from PIL.Image import Resampling
 from .core import CourseError, data_home, default_device, tell_path
-from .crappify import crappify_folder, crappy_name, legible
+from .crappify import crappify_folder
 from .data import TensorDL, get_data, PILPhoto
 from .metrics import psnr, ssim
 from .models import imagenet_norm

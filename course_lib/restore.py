@@ -13,20 +13,21 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, torch
-from fastai.vision.all import (AttrDict, DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize,
-    TensorImage, imagenet_stats)
+from fastai.vision.all import (AttrDict, DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize, TensorImage,
+    imagenet_stats)
 from PIL import Image
 from torch import nn
 from .core import CourseError, default_device, device_name, seed_everything, tell_path
-from .crappify import Report, apply, crappy_name, file_bytes, files_in, parse_steps
+from .crappify import crappify_photo, parse_steps
 from .feature_loss import restorer
-from .files import MadeHere, check_folder, no_room, write_atomic
+from .files import check_folder, MadeHere, no_room, write_atomic
 from .gan import InputUnet, superres_generator
 from .kept_weights import load_network, network_kind, read_weights, save_weights, weights_digest
 from .metrics import psnr
 from .models import channels_last, imagenet_norm, is_oom
 from .pairs import on_normalised
-from .pictures import file_ids, may_write, open_photo, why_unreadable
+from course_lib.pictures import (Report, crappy_name, file_bytes, file_ids, files_in, may_write, open_photo,
+    why_unreadable)
 from .resnet import course_learner
 from .show import md_rows
 from .samples.photos import cut_patches, photo_sources
@@ -228,7 +229,7 @@ class DamagedPatches(torch.utils.data.Dataset):
     def __len__(self): return len(self.patches)
     def __getitem__(self, i):
         seed = int(torch.randint(2**62, (1,))) if self.seed is None else self.seed
-        pair = apply(self.damage, self.patches[i], seed, str(i)), self.patches[i]
+        pair = crappify_photo(self.damage, self.patches[i], seed, str(i)), self.patches[i]
         n = self.crop or pair[1].width
         x, y = torch.randint(pair[1].width-n+1, (2,)).tolist()
         return tuple(TensorImage(torch.from_numpy(np.array(o)[y:y+n, x:x+n]).permute(2,0,1)) for o in pair)
@@ -262,7 +263,7 @@ def try_box(
     "What a network gains and spoils on the held-out photographs, for one damage at a time"
     ims, res = box_patches(True, size, size), {}
     for name,steps in box_trials.items():
-        torn = [apply(parse_steps(steps), im, seed, str(i)) for i,im in enumerate(ims)]
+        torn = [crappify_photo(parse_steps(steps), im, seed, str(i)) for i,im in enumerate(ims)]
         res[name] = _together(torn, ims), _together([restore_photo(model, o) for o in torn], ims)
     return res
 

@@ -5,14 +5,14 @@ from PIL import Image
 from browser import browsing, jupyterlab, open_and_run, run, until, write_notebook # skips where there is no browser
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.support.ui import Select
-from course_lib.crappify import apply, chain, parse_steps
-from course_lib.apps.lab import crappify_lab, shown_bytes
+from course_lib.crappify import crappify_photo, chain, parse_steps
+from course_lib.apps.lab import CrappifyLab, shown_bytes
 from course_lib.samples.photos import photo_sources
 from course_lib.steps import downscale, jpeg, text
 
 start = chain(downscale(200), jpeg(10, 70), text())
 cells = ['from course_lib.apps.lab import *\nfrom course_lib.crappify import *\nfrom course_lib.steps import *',
-         f'lab = crappify_lab({{k: photo_sources()[k][0] for k in ("cat", "coffee")}}, {start!r}, seed=1)\nlab']
+         f'lab = CrappifyLab({{k: photo_sources()[k][0] for k in ("cat", "coffee")}}, {start!r}, seed=1)\nlab']
 cells[0] += '\nfrom course_lib.samples.photos import photo_sources'
 
 
@@ -57,8 +57,8 @@ class Page:
         return bytes(self.d.execute_async_script(js, self.one('img.cl-after')) or b'')
     def promised(self, code=None):
         "The bytes that the code gives outside of the browser, and outside of its kernel"
-        photo = crappify_lab([photo_sources()[self.photo][0]]).photo
-        return shown_bytes(photo, apply(parse_steps(code or self.code), photo, self.seed))
+        photo = CrappifyLab([photo_sources()[self.photo][0]]).photo
+        return shown_bytes(photo, crappify_photo(parse_steps(code or self.code), photo, self.seed))
     def wait_for(self, code=None, seed=None):
         "Until the panel shows this chain and seed; then the picture has to be the promised one"
         code, seed = code or self.code, self.seed if seed is None else seed
@@ -113,8 +113,8 @@ def test_copy_as_code(page):
     read = 'navigator.clipboard.readText().then(arguments[0], e => arguments[0](String(e)))'
     until(page.d, lambda: page.d.execute_async_script(read) == page.code == repr(start), why='the clipboard has something else')
     from course_lib import crappify, steps
-    fn, photo = eval(page.d.execute_async_script(read), {**vars(steps), **vars(crappify)}), crappify_lab([photo_sources()['cat'][0]]).photo
-    assert shown_bytes(photo, apply(fn, photo, page.seed)) == page.picture
+    fn, photo = eval(page.d.execute_async_script(read), {**vars(steps), **vars(crappify)}), CrappifyLab([photo_sources()['cat'][0]]).photo
+    assert shown_bytes(photo, crappify_photo(fn, photo, page.seed)) == page.picture
 
 
 def test_new_seed(page):

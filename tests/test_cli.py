@@ -574,8 +574,8 @@ def test_crappify(course, photos, tmp_path):
         res = course('crappify', photos, tmp_path/'out', '--steps', steps, '--seed', '3', '--workers', '2')
         assert res.returncode == 0 and res.stdout.splitlines()[0] == said, res.stderr
         assert [o for o in res.stdout.splitlines() if 'not a picture' in o][0].split() == 'not a picture left out 1 list.txt'.split()
-    from course_lib.crappify import apply, parse_steps
-    want = apply(parse_steps(steps), Image.open(photos/'1.jpg'), 3, '1.jpg')
+    from course_lib.crappify import crappify_photo, parse_steps
+    want = crappify_photo(parse_steps(steps), Image.open(photos/'1.jpg'), 3, '1.jpg')
     got = Image.open(tmp_path/'out'/'1.jpg')
     assert got.size == want.size == (60, 48) and (tmp_path/'out'/'0.jpg').exists() and not (tmp_path/'out'/'list.txt').exists()
 

@@ -8,9 +8,10 @@ from course_lib import crappify as C
 from course_lib import steps as S
 from course_lib.core import CourseError, lesson_settings
 from course_lib.files import code_key
-from course_lib.crappify import (Crappify, apply, chain, crappifiers_home, crappify_folder, crappy_block, crappy_name, explain, lecture,
-    load_crappifier, old_family, one_of, parse_steps, preview, psnr, rng_for, smallest_read, sometimes)
-from course_lib.pictures import as_rgb, open_photo
+from course_lib.crappify import (Crappify, chain, crappifiers_home, crappify_folder, crappify_photo, crappy_block, explain,
+    lecture, load_crappifier, old_family, one_of, parse_steps, preview, rng_for, smallest_read, sometimes)
+from course_lib.metrics import psnr
+from course_lib.pictures import as_rgb, crappy_name, open_photo
 from course_lib.steps import (Step, cutout, defocus, downscale, dust, fold, gaussian_blur, gaussian_noise, greyscale, jpeg, jpeg_bytes,
     motion_blur, salt_pepper, scratches, shot_noise, steps, text)
 
@@ -58,7 +59,7 @@ def test_every_mode(name, mode):
 def test_chance(name):
     "What has chance in it, besides its strength, differs from seed to seed"
     f = steps[name](**{k: p.default[1] for k,p in steps[name].params.items() if not p.options})
-    assert len({apply(f, photo(), s).tobytes() for s in range(6)}) > 1
+    assert len({crappify_photo(f, photo(), s).tobytes() for s in range(6)}) > 1
 
 
 def extremes(f):
@@ -72,14 +73,14 @@ def extremes(f):
 def test_extremes(name):
     for f in extremes(steps[name]):
         for size in ((48, 36), (1, 1), (7, 90)):
-            res = apply(f, photo(*size), 5)
+            res = crappify_photo(f, photo(*size), 5)
             assert res.mode == 'RGB' and (res.size == size or name == 'downscale'), f
         assert parse_steps(repr(f)) == chain(f)
 
 
 @pytest.mark.parametrize('f', [gaussian_noise(0), gaussian_blur(0), defocus(0), motion_blur(1), salt_pepper(0), fold(0), dust(0), scratches(0),
     S.vignette(0), S.colour_cast(0), S.faded(0, yellow=0), S.discolour(0), S.crinkle(0), S.film_grain(0), downscale(500)], ids=lambda f: f.name)
-def test_no_strength_no_damage(f): assert rms(apply(f, photo(), 1), photo()) < .6
+def test_no_strength_no_damage(f): assert rms(crappify_photo(f, photo(), 1), photo()) < .6
 
 
 def test_parameters_for_a_panel():
@@ -118,7 +119,8 @@ def test_equal_and_immutable():
     (lambda: downscale(96, filter='best'), "one of 'bilinear'"), (lambda: downscale(96, back=1), 'False, True'), (lambda: greyscale(1), 'too many'),
     (lambda: jpeg(1, 2, 3), 'too many'), (lambda: jpeg(10, quality=20), 'too many'), (lambda: jpeg(quantity=20), "no 'quantity'"),
     (lambda: gaussian_blur(10**9), 'to 20000'), (lambda: chain(jpeg), 'not called'), (lambda: chain(3), '3 is no crappifier'),
-    (lambda: sometimes(.5), 'sometimes'), (lambda: sometimes(2, jpeg()), 'from 0 to 1'), (lambda: sometimes(.5, jpeg(), jpeg()), 'sometimes'), (lambda: sometimes((.2, .5), jpeg()), 'sometimes'), (lambda: chain(greyscale), 'not called')])
+    (lambda: sometimes(.5), 'sometimes'), (lambda: sometimes(2, jpeg()), 'from 0 to 1'), (lambda: sometimes(.5, jpeg(), jpeg()), 'sometimes'), (
+    lambda: sometimes((.2, .5), jpeg()), 'sometimes'), (lambda: chain(greyscale), 'not called')])
 def test_wrong_arguments(call, said):
     with pytest.raises(CourseError, match=said): call()
 
@@ -126,18 +128,18 @@ def test_wrong_arguments(call, said):
 def test_what_was_asked_for():
     "A look at what single steps do"
     im, flat = photo(), Image.new('RGB', (256, 256), (128, 128, 128))
-    assert len(set(map(tuple, pixels(apply(greyscale(), im)).reshape(-1, 3)[:, :2]))) < 257
-    assert apply(downscale(36), im).size == (48, 36) and apply(downscale(36, back=True), im).size == im.size
-    assert np.allclose(pixels(apply(gaussian_noise(20), flat, 1)).std(), 20, atol=1)
-    dark, bright = (pixels(apply(shot_noise(50), Image.new('RGB', (99, 99), (o,)*3), 1)).std() for o in (30, 200))
+    assert len(set(map(tuple, pixels(crappify_photo(greyscale(), im)).reshape(-1, 3)[:, :2]))) < 257
+    assert crappify_photo(downscale(36), im).size == (48, 36) and crappify_photo(downscale(36, back=True), im).size == im.size
+    assert np.allclose(pixels(crappify_photo(gaussian_noise(20), flat, 1)).std(), 20, atol=1)
+    dark, bright = (pixels(crappify_photo(shot_noise(50), Image.new('RGB', (99, 99), (o,)*3), 1)).std() for o in (30, 200))
     assert dark > bright, 'in a file the noise of light is strongest in the dark'
-    share = np.mean(pixels(apply(salt_pepper(.1), flat, 1)) != 128)
+    share = np.mean(pixels(crappify_photo(salt_pepper(.1), flat, 1)) != 128)
     assert .08 < share < .12
-    assert (pixels(apply(cutout(.5), Image.new('RGB', (64, 64), 'white'), 2)) == 0).any()
-    a = pixels(apply(fold(1, strength=1, torn=0), flat, 5))[..., 0]
+    assert (pixels(crappify_photo(cutout(.5), Image.new('RGB', (64, 64), 'white'), 2)) == 0).any()
+    a = pixels(crappify_photo(fold(1, strength=1, torn=0), flat, 5))[..., 0]
     assert a.max() > 170 and a.min() < 90 and abs(a.mean()-128) < 3, 'light on one side, shadow on the other'
-    assert (pixels(apply(fold(1, strength=0, torn=3), flat, 5)) > 200).any(), 'bare paper'
-    halves = [pixels(apply(S.halftone(6, colour='newspaper'), Image.new('L', (90, 90), o))).mean() for o in (60, 128, 200)]
+    assert (pixels(crappify_photo(fold(1, strength=0, torn=3), flat, 5)) > 200).any(), 'bare paper'
+    halves = [pixels(crappify_photo(S.halftone(6, colour='newspaper'), Image.new('L', (90, 90), o))).mean() for o in (60, 128, 200)]
     assert halves == sorted(halves) and halves[0] < 110 < halves[2]
 
 
@@ -145,7 +147,7 @@ def test_quality_range():
     "A step draws from its whole range, and one drawn at 30 is the one made at 30"
     q = {jpeg.params['quality'].draw((10, 13), rng_for(1, str(i))) for i in range(99)}
     assert q == {10, 11, 12, 13}
-    assert apply(jpeg(30), photo()).tobytes() == Image.open(io.BytesIO(jpeg_bytes(photo(), 30))).tobytes()
+    assert crappify_photo(jpeg(30), photo()).tobytes() == Image.open(io.BytesIO(jpeg_bytes(photo(), 30))).tobytes()
 
 
 # Chains
@@ -170,10 +172,10 @@ def test_random_chains(seed):
     "Text and back, pickled and back, the same picture each time, RGB, of the input's size unless something scales it down"
     rng = np.random.default_rng(seed)
     f, im = chain(*[random_step(rng) for _ in range(rng.integers(0, 4))]), photo(*rng.integers(1, 70, 2).tolist())
-    before, res = im.tobytes(), apply(f, im, seed)
+    before, res = im.tobytes(), crappify_photo(f, im, seed)
     assert parse_steps(repr(f)) == f and eval(repr(f), {**vars(S), **vars(C)}) == f
     assert pickle.loads(pickle.dumps(f)) == f and hash(pickle.loads(pickle.dumps(f))) == hash(f)
-    assert apply(parse_steps(repr(f)), im, seed).tobytes() == res.tobytes() == apply(f, im, seed).tobytes()
+    assert crappify_photo(parse_steps(repr(f)), im, seed).tobytes() == res.tobytes() == crappify_photo(f, im, seed).tobytes()
     assert res.mode == 'RGB' and im.tobytes() == before
     assert res.size == im.size or 'downscale' in repr(f)
 
@@ -181,8 +183,8 @@ def test_random_chains(seed):
 def test_parts_do_not_disturb_each_other():
     "What one part draws, and how much, changes nothing for those beside it"
     im = Image.new('RGB', (120, 90), 'gray')
-    with_blur = [apply(chain(gaussian_blur(o), dust(50)), im, 3).tobytes() for o in (.5, 3, (1, 2))]
-    with_more = [apply(chain(f, dust(50)), im, 3).tobytes() for f in (downscale(500), sometimes(0, gaussian_noise(9)), chain())]
+    with_blur = [crappify_photo(chain(gaussian_blur(o), dust(50)), im, 3).tobytes() for o in (.5, 3, (1, 2))]
+    with_more = [crappify_photo(chain(f, dust(50)), im, 3).tobytes() for f in (downscale(500), sometimes(0, gaussian_noise(9)), chain())]
     assert len(set(with_blur + with_more)) == 1
 
 
@@ -191,15 +193,15 @@ def test_combinators():
     def note(k):
         def f(im, rng): ran.append(k); return im
         return f
-    apply(chain(note(1), note(2), note(3)), im)
+    crappify_photo(chain(note(1), note(2), note(3)), im)
     assert ran == [1, 2, 3]
     ran.clear()
-    for s in range(300): apply(sometimes(.25, note('s')), im, s)
+    for s in range(300): crappify_photo(sometimes(.25, note('s')), im, s)
     assert 50 < len(ran) < 100
     ran.clear()
-    for s in range(300): apply(one_of(*map(note, 'abc')), im, s)
+    for s in range(300): crappify_photo(one_of(*map(note, 'abc')), im, s)
     assert all(70 < ran.count(o) < 130 for o in 'abc')
-    assert apply(chain(), im).tobytes() == apply(one_of(), im).tobytes() == im.tobytes()
+    assert crappify_photo(chain(), im).tobytes() == crappify_photo(one_of(), im).tobytes() == im.tobytes()
     assert repr(chain(note(1), jpeg(9))) == 'chain(f, jpeg(9))' and len(chain(note(1), jpeg()).children) == 2
 
 
@@ -207,9 +209,9 @@ def test_lecture():
     "Shorter side 96, a JPEG of quality 10 to 70, and that number in the upper left"
     for s in range(8):
         im = photo(500, 375, seed=s)
-        res = apply(lecture, im, s)
+        res = crappify_photo(lecture, im, s)
         assert res.size == (128, 96)
-    black = [pixels(apply(lecture, Image.new('RGB', (200, 200)), s)) for s in range(60)]
+    black = [pixels(crappify_photo(lecture, Image.new('RGB', (200, 200)), s)) for s in range(60)]
     assert all((o[:66, :66] > 120).any() and not (o[70:, 70:] > 100).any() for o in black)
 
 
@@ -221,10 +223,15 @@ def test_parse():
     assert parse_steps("text(what='date') text(.1, what=\"word\")") == chain(text(what='date'), text(.1, what='word'))
 
 
-@pytest.mark.parametrize('s, said', [('downscale(96) jepg(1)', "character 15: there is no step 'jepg'. Expected one of downscale"), ('jpeg(10', 'character 8: .*not understood'),
-    ('jpeg(10))', 'character 9: .*not understood'), ('jpeg(10,700)', 'character 1: jpeg: quality'), ('', 'a text of 0'), ('   ', 'a text of 3'), ('1', 'is no step'), ('jpeg(1)(2)', 'is no step'),
-    ('text jpeg(x)', "character 11: there is no step 'x'"), ('jpeg(*[1,2])', 'is no step'), ('jpeg(**{})', 'must be strings'), ('text] + [jpeg', 'no list of steps'), ('jpeg(1) + text', 'is no step'), ('"text"', 'is no step'),
-    ('sometimes(p=.5)', 'something like sometimes'), ('sometimes()', 'missing'), ('jpeg(9) text jepg', 'character 14: there is no step'), (' text,\n jepg', 'character 9: there is no step'), ('a'*30000, 'a text of 30,000'), ('('*9000, 'not understood'), ('chain('*300+')'*300, 'not understood'), ("text(what='", 'not understood')])
+@pytest.mark.parametrize('s, said', [('downscale(96) jepg(1)', "character 15: there is no step 'jepg'. Expected one of downscale"), (
+    'jpeg(10', 'character 8: .*not understood'),
+    ('jpeg(10))', 'character 9: .*not understood'), ('jpeg(10,700)', 'character 1: jpeg: quality'), ('', 'a text of 0'), ('   ', 'a text of 3'), (
+    '1', 'is no step'), ('jpeg(1)(2)', 'is no step'),
+    ('text jpeg(x)', "character 11: there is no step 'x'"), ('jpeg(*[1,2])', 'is no step'), ('jpeg(**{})', 'must be strings'), (
+    'text] + [jpeg', 'no list of steps'), ('jpeg(1) + text', 'is no step'), ('"text"', 'is no step'),
+    ('sometimes(p=.5)', 'something like sometimes'), ('sometimes()', 'missing'), ('jpeg(9) text jepg', 'character 14: there is no step'), (
+    ' text,\n jepg', 'character 9: there is no step'), ('a'*30000, 'a text of 30,000'), ('('*9000, 'not understood'), (
+    'chain('*300+')'*300, 'not understood'), ("text(what='", 'not understood')])
 def test_parse_errors(s, said):
     with pytest.raises(CourseError, match=said): parse_steps(s)
 
@@ -255,23 +262,18 @@ def test_apply():
     im = photo(20, 10)
     exif = Image.Exif(); exif[0x0112] = 6
     f = io.BytesIO(); im.save(f, 'PNG', exif=exif)
-    assert apply(chain(), Image.open(f)).size == (10, 20)
+    assert crappify_photo(chain(), Image.open(f)).size == (10, 20)
     def scribble(im, rng): im.paste('red', (0, 0, 9, 9)); return im
-    assert apply(scribble, im).tobytes() != im.tobytes() == photo(20, 10).tobytes()
+    assert crappify_photo(scribble, im).tobytes() != im.tobytes() == photo(20, 10).tobytes()
     for bad,said in ((lambda im, rng: None, 'None'), (lambda im, rng: im.convert('L'), 'mode L'), (lambda im, rng: pixels(im), 'ndarray')):
-        with pytest.raises(CourseError, match=said): apply(bad, im)
-        with pytest.raises(CourseError, match=said): apply(chain(jpeg(), bad), im)
+        with pytest.raises(CourseError, match=said): crappify_photo(bad, im)
+        with pytest.raises(CourseError, match=said): crappify_photo(chain(jpeg(), bad), im)
 
 
 def test_rng():
     "The same on every machine; a file's own"
     assert rng_for(42, 'cats/1.jpg').integers(1000, size=4).tolist() == [944, 195, 423, 62]
     assert rng_for(1, 'a').random() != rng_for(2, 'a').random() != rng_for(1, 'b').random() and rng_for(1, '\udcff').random() > 0
-
-
-def test_psnr():
-    a, b = (Image.new('RGB', (8, 8), (o,)*3) for o in (100, 125))
-    assert psnr(a, a) == float('inf') and psnr(a, b) == pytest.approx(20*np.log10(255/25)) and psnr(a.resize((4, 4)), b) == psnr(a, b)
 
 
 @pytest.fixture
@@ -343,7 +345,8 @@ def test_draft_and_orientation(tmp_path, orientation, size):
 def test_draft_only_where_it_is_safe(tmp_path):
     photo(800, 600).save(tmp_path/'a.jpg'); photo(800, 600).save(tmp_path/'a.png')
     assert smallest_read(chain(chain(downscale(64, 96)), jpeg())) == 96
-    for fn in (downscale(96, filter='box'), downscale(96, filter='nearest'), jpeg(), chain(), chain(jpeg(), downscale(9)), sometimes(.5, downscale(9)), lambda im, rng: im):
+    for fn in (downscale(96, filter='box'), downscale(96, filter='nearest'), jpeg(), chain(), chain(jpeg(), downscale(9)),
+            sometimes(.5, downscale(9)), lambda im, rng: im):
         assert smallest_read(fn) is None
     assert open_photo(tmp_path/'a.png', 96)[0].size == open_photo(tmp_path/'a.jpg', 400)[0].size == (800, 600)
 
@@ -372,7 +375,7 @@ def test_folder(src, tmp_path):
     got = results(tmp_path/'a')
     assert got == results(tmp_path/'b') and set(got) == {o.relative_to(src).as_posix() for o in src.rglob('*.*')}
     for rel,data in got.items():
-        want = apply(lecture, Image.open(src/rel), 7, rel)
+        want = crappify_photo(lecture, Image.open(src/rel), 7, rel)
         assert Image.open(io.BytesIO(data)).tobytes() == want.tobytes() and (rel.endswith('.png') or data == want.info['jpeg'])
     assert crappify_folder(lecture, src, tmp_path/'c', seed=8).made == 12 and not set(results(tmp_path/'c').values()) & set(got.values())
 
@@ -390,7 +393,7 @@ def test_without_a_jpeg_at_the_end(src, tmp_path):
     "PNG files hold the very pixels; JPEG files are close to them"
     crappify_folder(fold(1), src, tmp_path/'a')
     for rel,data in results(tmp_path/'a').items():
-        want, got = apply(fold(1), Image.open(src/rel), 0, rel), Image.open(io.BytesIO(data))
+        want, got = crappify_photo(fold(1), Image.open(src/rel), 0, rel), Image.open(io.BytesIO(data))
         assert rms(got, want) == 0 if rel.endswith('.png') else got.format == 'JPEG' and rms(got, want) < 3
 
 
@@ -400,7 +403,7 @@ def test_result_that_was_drawn_on(tmp_path):
     (tmp_path/'src').mkdir(); photo().save(tmp_path/'src'/'a.jpg')
     for fn in (chain(jpeg(20), drawn), chain(jpeg(20), lambda im, rng: im.resize((30, 30)))):
         crappify_folder(fn, tmp_path/'src', tmp_path/'a')
-        got, want = Image.open(tmp_path/'a'/'a.jpg'), apply(fn, Image.open(tmp_path/'src'/'a.jpg'), 0, 'a.jpg')
+        got, want = Image.open(tmp_path/'a'/'a.jpg'), crappify_photo(fn, Image.open(tmp_path/'src'/'a.jpg'), 0, 'a.jpg')
         assert got.size == want.size and rms(got, want) < 4
 
 
@@ -451,7 +454,8 @@ def test_dst_inside_src(src):
     assert len(results(src/'small-96')) == 12
 
 
-@pytest.mark.parametrize('a, b, said', [('src', 'src', 'photographs lie in it'), ('src/cats', 'src', 'photographs lie in it'), ('nowhere', 'a', 'no such folder'), ('src', 'src/1.png/a', 'cannot be written')])
+@pytest.mark.parametrize('a, b, said', [('src', 'src', 'photographs lie in it'), ('src/cats', 'src', 'photographs lie in it'), (
+    'nowhere', 'a', 'no such folder'), ('src', 'src/1.png/a', 'cannot be written')])
 def test_wrong_folders(src, tmp_path, a, b, said):
     before = results(tmp_path)
     (src/'1.png').touch()
@@ -491,13 +495,18 @@ def bad_files(d):
     whole = (d/'fine.jpg').read_bytes()
     (d/'cut.jpg').write_bytes(whole[:len(whole)//2]); (d/'cut.png').write_bytes((d/'whole.png').read_bytes()[:300]); (d/'head.jpg').write_bytes(whole[:20])
     (d/'empty.jpg').touch(); (d/'notes.txt').write_text('buy milk'); (d/'fake.jpg').write_text('no picture'); (d/'noise.png').write_bytes(os.urandom(999))
-    (d/'bomb.png').write_bytes(png(60000, 60000)); (d/'large.png').write_bytes(png(10000, 10000)); (d/'zero.png').write_bytes(png(0, 0)); (d/'thin.png').write_bytes(png(0, 40))
+    (d/'bomb.png').write_bytes(png(60000, 60000)); (d/'large.png').write_bytes(png(10000, 10000))
+    (d/'zero.png').write_bytes(png(0, 0)); (d/'thin.png').write_bytes(png(0, 40))
     (d/'zero.ppm').write_bytes(b'P6 0 0 255\n'); (d/'dir.jpg').mkdir(); (d/'gone.jpg').symlink_to(d/'nowhere.jpg'); os.mkfifo(d/'pipe.jpg')
     (d/'as.png').write_bytes(whole) # a JPEG under another name
-    return {'fine.jpg': None, 'whole.png': None, 'turned.jpg': 'turned', 'film.gif': 'frames', 'pages.tif': 'frames', 'two.webp': None, 'cmyk.jpg': 'CMYK', 'grey.jpg': None,
-        'palette.png': 'palette', 'fax.tif': None, 'holes.gif': 'transparent', 'alpha.png': 'transparent', 'clear.png': 'transparent', 'deep.png': '16 bits', 'float.tif': 'floats',
-        'cut.jpg': '-cut off', 'cut.png': '-cut off', 'head.jpg': '-not a picture|cut off|cannot', 'empty.jpg': '-not a picture', 'notes.txt': '-not a picture', 'fake.jpg': '-not a picture',
-        'noise.png': '-not a picture', 'bomb.png': '-too many pixels', 'large.png': '-too many pixels', 'zero.png': '-pixels|not a picture', 'thin.png': '-pixels|not a picture',
+    return {'fine.jpg': None, 'whole.png': None, 'turned.jpg': 'turned', 'film.gif': 'frames', 'pages.tif': 'frames', 'two.webp': None,
+        'cmyk.jpg': 'CMYK', 'grey.jpg': None,
+        'palette.png': 'palette', 'fax.tif': None, 'holes.gif': 'transparent', 'alpha.png': 'transparent', 'clear.png': 'transparent',
+        'deep.png': '16 bits', 'float.tif': 'floats',
+        'cut.jpg': '-cut off', 'cut.png': '-cut off', 'head.jpg': '-not a picture|cut off|cannot', 'empty.jpg': '-not a picture',
+        'notes.txt': '-not a picture', 'fake.jpg': '-not a picture',
+        'noise.png': '-not a picture', 'bomb.png': '-too many pixels', 'large.png': '-too many pixels', 'zero.png': '-pixels|not a picture',
+        'thin.png': '-pixels|not a picture',
         'zero.ppm': '-pixels|not a picture', 'gone.jpg': '-plain file', 'pipe.jpg': '-plain file', 'as.png': None}
 
 
@@ -516,7 +525,8 @@ def test_bad_files(tmp_path, recwarn):
                 assert (f in notes and notes[f][1] == 'left out') == bool(w and w[0] == '-') == (not (dst/crappy_name(f)).exists()), f
             good = [k for k,v in want.items() if not (v and v[0] == '-')]
             assert (rep.kept if again else rep.made) == len(good) and len(rep.left_out) == len(want) - len(good)
-            assert sum(r[2] for r in rep.rows()) == len(rep.notes) and repr(rep) in rep._repr_markdown_() and '| cut off or damaged | left out | 2 |' in rep._repr_markdown_()
+            assert sum(r[2] for r in rep.rows()) == len(rep.notes) and repr(rep) in rep._repr_markdown_()
+            assert '| cut off or damaged | left out | 2 |' in rep._repr_markdown_()
     got = lambda f: Image.open(tmp_path/'greyscale'/crappy_name(f)).convert('RGB')
     assert got('turned.jpg').size == (80, 120) and got('deep.png').getpixel((5, 5)) == (100,)*3 and got('clear.png').getpixel((5, 5)) == (255,)*3
     assert abs(got('float.tif').getpixel((5, 5))[0] - 128) < 2 and psnr(got('cmyk.jpg'), got('fine.jpg')) > 25 and psnr(got('film.gif'), got('fine.jpg')) > 20
@@ -535,7 +545,8 @@ def test_function_that_fails(src, tmp_path):
         with open(tried, 'a') as f: f.write('x')
         return im.no_such_thing()
     for i in range(90): photo(9, 9).save(src/f'more{i}.png')
-    with pytest.raises(CourseError, match='broken fails on every photograph so far. On .*: AttributeError.*line .*no_such_thing'): crappify_folder(broken, src, tmp_path/'b', workers=2)
+    said = 'broken fails on every photograph so far. On .*: AttributeError.*line .*no_such_thing'
+    with pytest.raises(CourseError, match=said): crappify_folder(broken, src, tmp_path/'b', workers=2)
     assert 5 <= len(tried.read_text()) < 40
     with pytest.raises(CourseError, match='None'): crappify_folder(lambda im, rng: None, src, tmp_path/'c')
 
@@ -545,20 +556,15 @@ def test_nothing_there(tmp_path):
     assert counts(crappify_folder(lecture, tmp_path/'src', tmp_path/'a')) == (0, 0, 0)
 
 
-class Full:
-    "`open` on a disk that is full after some bytes"
-    def __init__(self, room): self.room = room
-    def __call__(self, *args, **kwargs):
-        f = open(*args, **kwargs)
-        if 'b' not in (args+('r',))[1]: return f
-        real = f.write
-        disk = self
-        class Slow(io.RawIOBase):
-            def write(self, data):
-                real(data[:max(0, disk.room)]); disk.room -= len(data)
-                if disk.room < 0: raise OSError(errno.ENOSPC, 'No space left on device')
-            def __exit__(self, *args): f.close()
-        return Slow()
+def full_after(room):
+    "`Path.write_bytes` on a disk that is full after some bytes"
+    write = Path.write_bytes
+    def _f(path, data):
+        nonlocal room
+        write(path, data[:max(0, room)])
+        room -= len(data)
+        if room < 0: raise OSError(errno.ENOSPC, 'No space left on device')
+    return _f
 
 
 def test_full_disk(src, tmp_path, monkeypatch):
@@ -567,8 +573,9 @@ def test_full_disk(src, tmp_path, monkeypatch):
     crappify_folder(lecture, src, whole, seed=1)
     room = sum(map(len, results(whole).values()))//3
     with monkeypatch.context() as m:
-        m.setattr(C, 'open', Full(room), raising=False)
-        with pytest.raises(CourseError, match='the disk is full.*What was finished is kept: run it again') as e: crappify_folder(lecture, src, tmp_path/'a', seed=1, workers=2)
+        m.setattr(Path, 'write_bytes', full_after(room))
+        with pytest.raises(CourseError, match='the disk is full.*What was finished is kept: run it again') as e:
+            crappify_folder(lecture, src, tmp_path/'a', seed=1, workers=2)
     assert '\n' not in str(e.value)
     there = results(tmp_path/'a')
     assert 0 < len(there) < 12 and there.items() <= results(whole).items() and not list((tmp_path/'a'/'.crappify'/'new').iterdir())
@@ -650,7 +657,7 @@ def test_a_list_of_before(src, tmp_path):
     crappify_folder(lecture, src, dst)
     log = dst/'.crappify'/'made.jsonl'
     old = [json.loads(o) for o in log.read_text().splitlines() if o]
-    log.write_text(''.join(json.dumps([rel, 'key', 1, 2, 3, note, digests])+'\n' for rel,_,note,digests in old))
+    log.write_text(''.join(json.dumps([rel, 'key', 1, 2, 3, None, [digest]])+'\n' for rel,digest,_ in old))
     assert counts(crappify_folder(lecture, src, dst)) == (12, 0, 0) and counts(crappify_folder(lecture, src, dst)) == (0, 12, 0)
 
 
@@ -700,7 +707,8 @@ def test_one_name_for_two(tmp_path):
 def test_linked_folders(src, tmp_path):
     "A folder that a link leads to is read once, and its files where they really lie, if that is in the source; circles end"
     (tmp_path/'more').mkdir(); photo().save(tmp_path/'more'/'z.png'); (tmp_path/'more'/'back').symlink_to(src)
-    for name,to in (('a link', tmp_path/'more'), ('another', tmp_path/'more'), ('aaa', src/'cats'), ('circle', src), ('dst', tmp_path/'dst')): (src/name).symlink_to(to)
+    links = {'a link': tmp_path/'more', 'another': tmp_path/'more', 'aaa': src/'cats', 'circle': src, 'dst': tmp_path/'dst'}
+    for name,to in links.items(): (src/name).symlink_to(to)
     (tmp_path/'dst').mkdir(); photo().save(tmp_path/'dst'/'old.png')
     want = {o.relative_to(src).as_posix() for o in src.rglob('*.*') if not any(p.is_symlink() for p in o.parents)} | {'a link/z.png'}
     assert counts(crappify_folder(lecture, src, tmp_path/'dst')) == (13, 0, 0) and set(results(tmp_path/'dst')) == want | {'old.png'}
@@ -837,10 +845,12 @@ class Callable:
 def two(im, rng, n=1): return im.rotate(n)
 fns = [f, inside, pen, Callable(Pen('red')), Callable(Pen('red')).__call__, functools.partial(two, n=5), functools.partial(f)]
 '''
-marks = 'import sys; sys.path.insert(0, sys.argv[1]); from uses import fns; from course_lib.core import code_key; print(*map(code_key, fns))'
+marks = 'import sys; sys.path.insert(0, sys.argv[1]); from uses import fns; from course_lib.files import code_key; print(*map(code_key, fns))'
 
-@pytest.mark.parametrize('old, new, changed', [('', '', []), ('k = 3', 'k = 4', [0, 1, 6]), ('im.rotate(k)', 'im.rotate(-k)', [0, 1, 6]), ('wide = 2', 'wide = 3', [0, 2, 3, 4, 6]),
-    ('im.paste(self', 'im.paste(2*self', [2, 3, 4]), ('n=5', 'n=6', [5]), ("Callable(Pen('red'))", "Callable(Pen('blue'))", [3, 4]), ('return im.rotate(n)', 'return im.rotate(n+1)', [5]), ('# a remark', '', [])])
+@pytest.mark.parametrize('old, new, changed', [('', '', []), ('k = 3', 'k = 4', [0, 1, 6]), ('im.rotate(k)', 'im.rotate(-k)', [0, 1, 6]), (
+    'wide = 2', 'wide = 3', [0, 2, 3, 4, 6]),
+    ('im.paste(self', 'im.paste(2*self', [2, 3, 4]), ('n=5', 'n=6', [5]), ("Callable(Pen('red'))", "Callable(Pen('blue'))", [3, 4]), (
+    'return im.rotate(n)', 'return im.rotate(n+1)', [5]), ('# a remark', '', [])])
 def test_what_changes_a_key(tmp_path, python, old, new, changed):
     "Helpers and constants of the learner's modules, methods, classes, instances, partials: the same in another session, another one where they change"
     def of(a, b):
@@ -927,7 +937,8 @@ def test_two_at_once(src, tmp_path, start):
 def dls(src):
     from fastai.vision.all import DataBlock, ImageBlock, RandomSplitter, Resize, get_image_files
     def _f(fn=lecture, **kw):
-        block = DataBlock((crappy_block(fn, src, 5), ImageBlock), get_items=lambda p: get_image_files(p).sorted(), splitter=RandomSplitter(.25, seed=1), item_tfms=Resize(48))
+        block = DataBlock((crappy_block(fn, src, 5), ImageBlock), get_items=lambda p: get_image_files(p).sorted(),
+            splitter=RandomSplitter(.25, seed=1), item_tfms=Resize(48))
         return block.dataloaders(src, bs=4, **kw)
     return _f
 
@@ -963,7 +974,7 @@ def test_crappify_takes_pictures_too(src):
     im, f = photo(), sorted(src.rglob('*.png'))[0]
     t = Crappify('downscale(30) jpeg(20)', seed=2)
     assert isinstance(t(PILImage.create(np.asarray(im))), PILImage) and t(str(f)).size == t(f).size and min(t(im).size) == 30
-    assert np.array_equal(t(f, split_idx=1), apply(t.fn, Image.open(f), 2, f.name))
+    assert np.array_equal(t(f, split_idx=1), crappify_photo(t.fn, Image.open(f), 2, f.name))
 
 
 # Keeping
@@ -989,10 +1000,10 @@ def test_a_file_of_ones_own(python, data_folder, src, tmp_path, at_once):
     assert kept('one', mine.format('one')).is_relative_to(data_folder)
     kept('two', mine.format('crappifier')) # as the first version of the course kept them
     fn, key = load_crappifier('one'), code_key(load_crappifier('one'))
-    want = apply(fn, photo(), 4).tobytes()
-    assert apply(load_crappifier('two'), photo(), 4).tobytes() == want and code_key(load_crappifier('one')) == key
+    want = crappify_photo(fn, photo(), 4).tobytes()
+    assert crappify_photo(load_crappifier('two'), photo(), 4).tobytes() == want and code_key(load_crappifier('one')) == key
     photo().save('p.png')
-    res = python('from course_lib.crappify import *; import sys; sys.stdout.write(apply(load_crappifier("one"), "p.png", 4).tobytes().hex())')
+    res = python('from course_lib.crappify import *; import sys; sys.stdout.write(crappify_photo(load_crappifier("one"), "p.png", 4).tobytes().hex())')
     assert res.stdout == want.hex(), res.stderr
     for n in (1, 2): crappify_folder('one', src, tmp_path/f'by{n}', workers=n)
     assert results(tmp_path/'by1') == results(tmp_path/'by2') and len(results(tmp_path/'by1')) == 12
@@ -1003,7 +1014,7 @@ def test_a_file_of_ones_own(python, data_folder, src, tmp_path, at_once):
 def test_a_line_of_ones_own_file():
     "What is wrong in it is told with its line"
     kept('broken', 'def broken(im, rng):\n    return im.nothing()\n')
-    try: apply(load_crappifier('broken'), photo())
+    try: crappify_photo(load_crappifier('broken'), photo())
     except Exception as e: assert explain(e).endswith('line 2: return im.nothing()')
 
 
@@ -1023,7 +1034,12 @@ def test_only_the_readers_own_text_is_run(tmp_path, monkeypatch):
     f, other = kept('shared', 'from course_lib.steps import jpeg\nshared = jpeg(3)'), tmp_path/'other.py'
     assert load_crappifier('shared') == jpeg(3)
     other.write_text(f'open({str(tmp_path/"done")!r}, "w"); shared = None')
-    for how in (lambda: f.symlink_to(other), lambda: (f.write_text(other.read_text()), f.chmod(0o666)), lambda: (f.write_text(other.read_text()), monkeypatch.setattr(os, 'getuid', lambda: f.stat().st_uid+1), os.chown(f, 12345, -1) if os.geteuid() == 0 else None)):
+    def of_another():
+        f.write_text(other.read_text())
+        monkeypatch.setattr(os, 'getuid', lambda: f.stat().st_uid+1)
+        if os.geteuid() == 0: os.chown(f, 12345, -1)
+    def writable(): f.write_text(other.read_text()); f.chmod(0o666)
+    for how in (lambda: f.symlink_to(other), writable, of_another):
         f.unlink(); how()
         with pytest.raises(CourseError, match='so it is not run'): load_crappifier('shared')
     assert not (tmp_path/'done').exists()
@@ -1047,7 +1063,7 @@ def test_step_of_ones_own():
             "A red stripe"
             im = im.copy(); im.paste(colour, (0, 0, wide, im.height))
             return im
-        assert parse_steps('stripe(3)') == chain(stripe(3)) and apply(stripe(3), photo()).getpixel((2, 5)) == (255, 0, 0)
+        assert parse_steps('stripe(3)') == chain(stripe(3)) and crappify_photo(stripe(3), photo()).getpixel((2, 5)) == (255, 0, 0)
         assert repr(stripe(3, colour='blue')) == "stripe(3, colour='blue')" and stripe.__doc__ == 'A red stripe' and code_key(stripe(3)) != code_key(stripe(4))
         assert list(inspect.signature(stripe).parameters) == ['wide', 'colour'] and stripe.__module__ == __name__
     finally: steps.pop('stripe', None)
@@ -1056,6 +1072,6 @@ def test_step_of_ones_own():
 def test_explain():
     "Only the learner's own line; a CourseError speaks for itself"
     def f(im, rng): return 1/0
-    try: apply(chain(f), photo())
+    try: crappify_photo(chain(f), photo())
     except Exception as e: assert explain(e) == f'ZeroDivisionError: division by zero\nline {f.__code__.co_firstlineno}: def f(im, rng): return 1/0'
     assert explain(CourseError('so it is')) == 'so it is' and isinstance(old_family, Step)

@@ -6,8 +6,8 @@ from PIL import Image
 
 from course_lib.apps import lab as mod
 from course_lib.core import CourseError
-from course_lib.crappify import apply, chain, one_of, parse_steps, sometimes
-from course_lib.apps.lab import crappify_lab, shown_bytes, watched
+from course_lib.crappify import crappify_photo, chain, one_of, parse_steps, sometimes
+from course_lib.apps.lab import CrappifyLab, shown_bytes, watched
 from course_lib.steps import downscale, greyscale, jpeg, steps, text
 
 
@@ -22,12 +22,12 @@ def waves(w=60, h=40, k=1):
 def photos(): return {'one': waves(), 'two': waves(30, 50, 3)}
 
 @pytest.fixture
-def panel(photos): return crappify_lab(photos, chain(downscale(24), jpeg(10, 70), text()), seed=5).panel
+def panel(photos): return CrappifyLab(photos, chain(downscale(24), jpeg(10, 70), text()), seed=5).panel
 
 def promised(panel):
     "The picture's bytes as anybody would make them from what the panel shows: code, photograph and seed"
     im = panel.lab.opened[panel.name.value]
-    return shown_bytes(im, apply(parse_steps(panel.code.value), im, panel.seed.value))
+    return shown_bytes(im, crappify_photo(parse_steps(panel.code.value), im, panel.seed.value))
 
 def failing(panel): return not panel.view.after.value
 
@@ -43,7 +43,7 @@ def test_photographs_of_all_kinds(tmp_path):
     waves(50, 20).save(tmp_path/'turned.jpg', exif=exif)
     waves(1600, 400).save(tmp_path/'large.png')
     (tmp_path/'notes.txt').write_text('no picture')
-    b, sizes = crappify_lab(tmp_path), {}
+    b, sizes = CrappifyLab(tmp_path), {}
     for b.name in b.photos: sizes[b.name] = (b.photo.mode, *b.photo.size)
     assert sizes == {'alpha': ('RGB', 50, 20), 'deep': ('RGB', 30, 20), 'turned': ('RGB', 20, 50), 'large': ('RGB', 512, 128)}
 
@@ -51,18 +51,18 @@ def test_photographs_of_all_kinds(tmp_path):
 def test_not_a_photograph(tmp_path):
     "One clear line: for an empty folder, for nothing, and for a file that is no picture"
     for o in (tmp_path, [], {}):
-        with pytest.raises(CourseError, match='there is no picture'): crappify_lab(o)
+        with pytest.raises(CourseError, match='there is no picture'): CrappifyLab(o)
     (tmp_path/'bad.png').write_bytes(b'no picture')
-    with pytest.raises(CourseError, match='bad.png: not a picture that can be read'): crappify_lab(tmp_path)
+    with pytest.raises(CourseError, match='bad.png: not a picture that can be read'): CrappifyLab(tmp_path)
 
 
 def test_a_bad_photograph_among_good_ones(photos, tmp_path):
     "Chosen in the menu, it is told in the picture's place, and the next one is shown"
     (tmp_path/'bad.png').write_bytes(b'no picture')
-    panel = crappify_lab({**photos, 'bad': tmp_path/'bad.png'}, chain(greyscale())).panel
+    panel = CrappifyLab({**photos, 'bad': tmp_path/'bad.png'}, chain(greyscale())).panel
     panel.name.value = 'bad'
     assert failing(panel) and 'not a picture that can be read' in panel.view.said.value
-    assert 'image/jpeg' in crappify_lab({**photos, 'bad': tmp_path/'bad.png'})._repr_mimebundle_()
+    assert 'image/jpeg' in CrappifyLab({**photos, 'bad': tmp_path/'bad.png'})._repr_mimebundle_()
     panel.name.value = 'two'
     assert not failing(panel) and panel.view.after.value == promised(panel)
 
@@ -73,7 +73,7 @@ def test_photographs_are_left_alone(photos):
         im.paste('red', (0, 0, 20, 20))
         return im
     before = photos['one'].tobytes()
-    lab = crappify_lab(photos, chain(greyscale(), draws))
+    lab = CrappifyLab(photos, chain(greyscale(), draws))
     for fn in (lab.fn, chain(draws), draws):
         lab.fn = fn
         assert lab.make()[1].tobytes() != before
@@ -87,13 +87,13 @@ def test_photographs_are_left_alone(photos):
 def test_apart_and_together(photos, code):
     "A chain taken apart into cards and put together is the same chain; chains in it are opened"
     fn = parse_steps(code)
-    assert crappify_lab(photos, fn).panel.lab.fn == fn == crappify_lab(photos, chain(chain(*fn.children[:1]), chain(*fn.children[1:]))).panel.lab.fn
+    assert CrappifyLab(photos, fn).panel.lab.fn == fn == CrappifyLab(photos, chain(chain(*fn.children[:1]), chain(*fn.children[1:]))).panel.lab.fn
 
 
 def test_a_failing_step(photos):
     "The error names the step and shows the line; a mended chain goes on"
     def broken(im, rng): raise ZeroDivisionError('by nothing')
-    lab = crappify_lab(photos, chain(greyscale(), broken, text()))
+    lab = CrappifyLab(photos, chain(greyscale(), broken, text()))
     with pytest.raises(CourseError, match=r'^step 2, broken: ZeroDivisionError: by nothing\nline \d+: def broken'): lab.make()
     lab.fn = chain(greyscale(), text())
     assert lab.make()[1].size == photos['one'].size
@@ -102,7 +102,7 @@ def test_a_failing_step(photos):
 @pytest.mark.parametrize('res,why', [(None, 'None'), (3, 'a int'), (Image.new('L', (5,5)), 'mode L')])
 def test_not_a_picture(photos, res, why):
     def gives(im, rng): return res
-    with pytest.raises(CourseError, match=f'step 1, gives: gives: gave back .*{why}'): crappify_lab(photos, chain(gives)).make()
+    with pytest.raises(CourseError, match=f'step 1, gives: gives: gave back .*{why}'): CrappifyLab(photos, chain(gives)).make()
 
 
 # the panel
@@ -139,7 +139,7 @@ def test_any_edits_keep_the_promise(panel, seed):
 @pytest.mark.parametrize('name', list(steps))
 def test_ends_of_every_control(photos, name):
     "Every slider can go to both of its ends, every choice can be made, and what is shown is what the code says"
-    panel = crappify_lab(photos, chain(steps[name]())).panel
+    panel = CrappifyLab(photos, chain(steps[name]())).panel
     card, = panel.cards
     assert list(card.controls) == list(steps[name].params)
     for w in card.controls.values():
@@ -169,7 +169,7 @@ def test_how_often(panel):
 
 def test_values_beyond_the_slider(photos):
     "A number in pixels may lie beyond the panel's reach; the slider reaches further then"
-    panel = crappify_lab(photos, chain(downscale(900))).panel
+    panel = CrappifyLab(photos, chain(downscale(900))).panel
     assert panel.cards[0].controls['size'].max == 900 and panel.lab.fn == chain(downscale(900))
 
 
@@ -197,18 +197,18 @@ def test_widgets_end(panel):
 def test_a_function_of_ones_own(photos):
     "It has a card without sliders, moves and is removed like the others"
     def mine(im, rng): return im.rotate(90, expand=True)
-    panel = crappify_lab(photos, chain(mine, one_of(greyscale(), jpeg()), text())).panel
+    panel = CrappifyLab(photos, chain(mine, one_of(greyscale(), jpeg()), text())).panel
     assert [len(o.controls) for o in panel.cards] == [0, 0, 3] and 'mine' in panel.cards[0].title.value
     panel.cards[0].buttons[1].click()
     panel.cards[1].often.value = .5
     assert panel.code.value == 'chain(one_of(greyscale(), jpeg(10, 70)), sometimes(0.5, mine), ' + repr(text()) + ')'
-    assert panel.view.after.value == shown_bytes(photos['one'], apply(panel.lab.fn, photos['one']))
+    assert panel.view.after.value == shown_bytes(photos['one'], crappify_photo(panel.lab.fn, photos['one']))
 
 
 def test_errors_in_the_pictures_place(photos):
     "Also at the very beginning, escaped; gone when the step is removed"
     def broken(im, rng): raise ValueError('1 < 2')
-    panel = crappify_lab(photos, chain(greyscale(), broken)).panel
+    panel = CrappifyLab(photos, chain(greyscale(), broken)).panel
     assert failing(panel) and 'step 2, broken: ValueError: 1 &lt; 2' in panel.view.said.value
     panel.cards[1].buttons[2].click()
     assert not failing(panel) and panel.view.after.value == promised(panel)
@@ -261,10 +261,10 @@ def test_watched(monkeypatch):
 
 def test_bundle(photos, monkeypatch):
     "A picture for all; the panel for who watches, and no widget is made before"
-    lab = crappify_lab(photos)
+    lab = CrappifyLab(photos)
     monkeypatch.setattr(mod, 'watched', lambda: False)
     b = lab._repr_mimebundle_()
-    assert set(b) == {'image/jpeg', 'text/plain'} and lab._panel is None and repr(lab.fn) in b['text/plain']
+    assert set(b) == {'image/jpeg', 'text/plain'} and 'panel' not in vars(lab) and repr(lab.fn) in b['text/plain']
     im = Image.open(io.BytesIO(base64.b64decode(b['image/jpeg'])))
     assert im.format == 'JPEG' and min(im.size) > 300
     monkeypatch.setattr(mod, 'watched', lambda: True)
@@ -275,15 +275,15 @@ def test_bundle(photos, monkeypatch):
 def test_bundle_of_a_failing_chain(photos):
     "A failing step is no reason to show nothing"
     def broken(im, rng): raise ValueError('no')
-    assert 'image/jpeg' in crappify_lab(photos, chain(broken))._repr_mimebundle_()
+    assert 'image/jpeg' in CrappifyLab(photos, chain(broken))._repr_mimebundle_()
 
 
-def test_default_is_the_lectures(photos): assert crappify_lab(photos).fn == chain(downscale(96), jpeg(10, 70, written=True))
+def test_default_is_the_lectures(photos): assert CrappifyLab(photos).fn == chain(downscale(96), jpeg(10, 70, written=True))
 
 
 cells = '''from PIL import Image
-from course_lib.apps.lab import crappify_lab
-crappify_lab(Image.new('RGB', (40, 30), 'teal'), seed=3)'''
+from course_lib.apps.lab import CrappifyLab
+CrappifyLab(Image.new('RGB', (40, 30), 'teal'), seed=3)'''
 
 def test_run_by_a_program(tmp_path):
     "In a notebook that a program runs the panel leaves a picture, which its page shows, and no state of widgets"

@@ -4,7 +4,7 @@ import pytest, torch
 from PIL import Image
 from browser import browsing, jupyterlab, open_and_run, serving, until, write_notebook # skips where there is no browser
 from selenium.webdriver.support.ui import Select
-from course_lib.crappify import file_bytes
+from course_lib.pictures import file_bytes
 from course_lib.apps.page import Photo, example, examples
 from course_lib.kept_weights import load_network
 from course_lib.restore import box_file

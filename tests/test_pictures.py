@@ -9,7 +9,7 @@ import numpy as np, pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from course_lib.core import CourseError
-from course_lib.crappify import Crappify, apply, crappify_folder
+from course_lib.crappify import Crappify, crappify_photo, crappify_folder
 from course_lib.pictures import file_ids, may_write, open_photo, open_rgb, why_unreadable
 from course_lib.samples.photos import photo_sources
 
@@ -133,7 +133,7 @@ def everybody(f, size):
     yield 'panel', lab.photo
     yield 'preview, before', _photos(f)[0]
     yield 'preview, a picture', _photos(Image.open(f))[0]
-    yield 'preview, after', apply(same, Image.open(f))
+    yield 'preview, after', crappify_photo(same, Image.open(f))
     yield 'Crappify', Crappify(same)(f)
     yield 'Crappify, a picture', Crappify(same)(Image.open(f))
     yield 'cyclegan', _heap(f.parent.parent, 'train', 'A', size)[1][0].permute(1, 2, 0).numpy()

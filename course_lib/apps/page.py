@@ -8,16 +8,16 @@ __all__ = ['examples', 'example', 'read_photo', 'Photo', 'RestorePage', 'restore
 # %% ../../nbs/apps/page.ipynb #45fbadd0
 import base64, html, os
 from pathlib import Path
-
 import ipywidgets as widgets
 from PIL import Image
 from ..core import CourseError
-from ..crappify import apply, beside, file_bytes, parse_steps
+from ..crappify import crappify_photo, parse_steps
 from .lab import BeforeAfter, watched
 from ..kept_weights import load_network
-from ..pictures import open_photo, open_rgb, why_unreadable
+from ..pictures import file_bytes, open_photo, open_rgb, why_unreadable
 from ..restore import box_file, restore_photo
 from ..samples.photos import photo_sources
+from ..show import beside
 
 # %% ../../nbs/apps/page.ipynb #7f7f635e
 examples = { # what it is called → (photograph, damage)
@@ -31,7 +31,7 @@ def example(name:str) -> Image.Image: # one of `examples`
     photo, steps = examples[name]
     im = open_rgb(photo_sources()[photo][0])
     im.thumbnail((512, 512))
-    return apply(parse_steps(steps), im, 1)
+    return crappify_photo(parse_steps(steps), im, 1)
 
 # %% ../../nbs/apps/page.ipynb #46a32200
 def read_photo(
