@@ -16,10 +16,11 @@ from torch import nn
 from fastai.vision.all import master_bar, progress_bar
 from .core import CourseError, default_device, runs_home, seed_everything
 from .checkpoints import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure,
-    save_checkpoint, save_strips, share_gradients, stripes_detector, _join_processes, _rank, _world)
+    save_checkpoint, save_strips, stripes_detector)
 from .data import get_data, image_cache, known_images
 from .models import check_finite, half_dtype, memory_layout
 from .pictures import open_rgb
+from .processes import joined_processes, process_rank, share_gradients
 
 # %% ../nbs/07_cyclegan.ipynb #e59d688a
 def _heap(path, split, side, load):
@@ -201,7 +202,7 @@ class CycleGAN(nn.Module):
         critic = partial(NLayerDiscriminator, cfg.ndf, cfg.layers)
         self.G, self.F, self.D_A, self.D_B = (init_weights(o()) for o in (make, make, critic, critic))
         self.mean_G, self.mean_F = (copy.deepcopy(o).requires_grad_(False) if cfg.ema else None for o in (self.G, self.F))
-        self.cfg, self.pools = cfg, [ImagePool(cfg.pool, [seed, seed+1][k] + 1000*_rank()) for k in (0,1)]
+        self.cfg, self.pools = cfg, [ImagePool(cfg.pool, [seed, seed+1][k] + 1000*process_rank()[0]) for k in (0,1)]
         dev = default_device()
         self.to(dev, memory_format=memory_layout(dev))
         half_gradients(self, cfg.half == 'auto')
@@ -311,15 +312,16 @@ def batches(
     start:int=0  # the step to begin with
 ): # yields two tensors (bs, 3, sz, sz) on the device
     "This process's part of an epoch"
-    dev, every = default_device(), bs*_world()
+    dev, (rank, world) = default_device(), process_rank()
+    every = bs*world
     for i in range(start, len(ds)//every):
-        first = i*every + _rank()*bs
+        first = i*every + rank*bs
         yield tuple(torch.stack(o).to(dev) for o in zip(*(ds[j] for j in range(first, first+bs))))
 
 # %% ../nbs/07_cyclegan.ipynb #80cc2ff5
 def _epoch(gan, ds, start, mb, stop):
     "The steps of an epoch from `start` on; `stop` after so many. Gives the sums of the losses and the number of steps"
-    n, sums, done = len(ds)//(gan.cfg.bs*_world()), 0., 0
+    n, sums, done = len(ds)//(gan.cfg.bs*process_rank()[1]), 0., 0
     todo = batches(ds, gan.cfg.bs, start)
     for a,b in progress_bar(todo, total=n-start, parent=mb) if mb else todo:
         losses = gan.train().step(a, b)
@@ -349,16 +351,17 @@ def fit_cycle(
 ) -> list:            # a dict of the eight mean losses for each epoch
     "Train for `epochs` + `epochs_decay` epochs; a checkpoint and a picture of strips after each"
     cfg, file, (epoch, start, log) = gan.cfg, Path(folder or '.')/'last.pth', (0, 0, [])
-    if len(ds) < cfg.bs*_world(): raise CourseError(f'fit_cycle: bs = {cfg.bs}, and there are {len(ds)} pairs. Lower bs')
+    rank, world = process_rank()
+    if len(ds) < cfg.bs*world: raise CourseError(f'fit_cycle: bs = {cfg.bs}, and there are {len(ds)} pairs. Lower bs')
     if folder and resume and file.exists(): epoch, start, log = load_checkpoint(gan, file)
-    mb = master_bar(range(epoch, cfg.epochs+cfg.epochs_decay)) if shown and _rank() == 0 else None
+    mb = master_bar(range(epoch, cfg.epochs+cfg.epochs_decay)) if shown and rank == 0 else None
     if mb: mb.write(['epoch', *_names], table=True)
     for epoch in mb or range(epoch, cfg.epochs+cfg.epochs_decay):
         ds.set_epoch(epoch)
         _set_rates(gan, epoch)
         sums, done = _epoch(gan, ds, start, mb, max_steps)
         check_finite(f'fit_cycle, epoch {epoch+1}', gan) # the last checkpoint and its strips stay
-        over, max_steps = start+done == len(ds)//(cfg.bs*_world()), max_steps and max_steps-done
+        over, max_steps = start+done == len(ds)//(cfg.bs*world), max_steps and max_steps-done
         if over: _after_epoch(gan, epoch, log, sums/max(done, 1), folder, fixed, mb)
         if folder: save_checkpoint(gan, file, epoch+over, 0 if over else start+done, log)
         start = 0
@@ -370,7 +373,7 @@ def _after_epoch(gan, epoch, log, means, folder, fixed, mb):
     "Note the losses, and draw the strips"
     log.append(dict(zip(_names, means.tolist())))
     if mb: mb.write([str(epoch), *(f'{v:.3f}' for v in log[-1].values())], table=True)
-    if folder and fixed and _rank() == 0: save_strips(strips(gan, *fixed), Path(folder)/'strips'/f'{epoch:03d}.png')
+    if folder and fixed and process_rank()[0] == 0: save_strips(strips(gan, *fixed), Path(folder)/'strips'/f'{epoch:03d}.png')
 
 # %% ../nbs/07_cyclegan.ipynb #b115e9aa
 def fixed_pairs(
@@ -428,10 +431,10 @@ def train(
     cfg # the lesson's settings
 ):      # the trained CycleGAN
     "Train the lesson's CycleGAN, going on where it was stopped; under torchrun in several processes"
-    _join_processes()
-    seed_everything(cfg.seed)
-    (path, ds, _), gan = _heaps(cfg, cfg.seed), CycleGAN(cfg)
-    fit_cycle(gan, ds, runs_home()/'07_cyclegan'/f'train-{cfg.profile}', fixed_pairs(cfg, path), resume=True)
+    with joined_processes():
+        seed_everything(cfg.seed)
+        (path, ds, _), gan = _heaps(cfg, cfg.seed), CycleGAN(cfg)
+        fit_cycle(gan, ds, runs_home()/'07_cyclegan'/f'train-{cfg.profile}', fixed_pairs(cfg, path), resume=True)
     return gan
 
 train.distributed = True

@@ -310,17 +310,17 @@ def test_strips_leave_no_graph():
 
 
 in_a_process = '''
-import os, sys, torch, torch.distributed as dist
+import sys, torch
 from course_lib.core import lesson_settings
 from course_lib.cyclegan import CycleGAN, UnalignedDataset, batches
+from course_lib.processes import joined_processes
 torch.set_num_threads(1)
-if int(os.environ.get('WORLD_SIZE', 1)) > 1: dist.init_process_group('gloo')
-cfg = lesson_settings('07', ngf=4, ndf=4, blocks=1, load=36, sz=32, bs=int(sys.argv[3]))
-gan = CycleGAN(cfg)
-ds = UnalignedDataset(sys.argv[1], 'train', 36, 32, augment=True)
-gan.step(*next(batches(ds, cfg.bs)))
-rank = os.environ.get('RANK', '0')
-torch.save([p.grad for p in gan.parameters() if p.requires_grad], f'{sys.argv[2]}-{rank}.pt')
+with joined_processes() as (rank, world):
+    cfg = lesson_settings('07', ngf=4, ndf=4, blocks=1, load=36, sz=32, bs=int(sys.argv[3]))
+    gan = CycleGAN(cfg)
+    ds = UnalignedDataset(sys.argv[1], 'train', 36, 32, augment=True)
+    gan.step(*next(batches(ds, cfg.bs)))
+    torch.save([p.grad for p in gan.parameters() if p.requires_grad], f'{sys.argv[2]}-{rank}.pt')
 '''
 
 
