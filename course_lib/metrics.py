@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['corruptions', 'psnr', 'ssim', 'to_unit', 'to_bytes', 'normal_pictures', 'corrupted', 'FeatureNet',
            'train_feature_net', 'kernel_distance', 'net_features', 'set_spread', 'closest_pairs', 'set_metrics',
-           'nearest_pictures']
+           'nearest_pictures', 'domain_classifier', 'predict_all', 'cycle_metrics']
 
 # %% ../nbs/lib/metrics.ipynb #87751d4c
 import warnings
@@ -175,3 +175,41 @@ def nearest_pictures(
     d, i = torch.stack([o.values for o in best]).min(0)
     idx = torch.stack([o.indices + 5000*k for k,o in enumerate(best)])
     return d.cpu()/a.shape[1]**.5, idx.gather(0, i[None])[0].cpu()
+
+# %% ../nbs/lib/metrics.ipynb #78ab0483
+def _classifier(nf=16):
+    def layer(ni, no): return [nn.Conv2d(ni, no, 3, 2, 1), nn.BatchNorm2d(no), nn.ReLU()]
+    body = *layer(3, nf), *layer(nf, 2*nf), *layer(2*nf, 4*nf)
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*nf, 1))
+
+# %% ../nbs/lib/metrics.ipynb #a494ced1
+def domain_classifier(ds, steps:int=80, seed:int=0): # pairs of pictures, A and B; of 32
+    "A small network that learns to tell real A from real B: (n, 3, h, w) → (n, 1), above 0 for B"
+    torch.manual_seed(seed)
+    dev, rng = default_device(), torch.Generator().manual_seed(seed)
+    net = _classifier().to(dev)
+    opt = torch.optim.Adam(net.parameters(), 3e-3)
+    y = torch.arange(2, device=dev).repeat_interleave(16).float()[:,None]
+    for _ in range(steps):
+        ids = torch.randint(len(ds), (16,), generator=rng).tolist()
+        a, b = (torch.stack(o).to(dev) for o in zip(*(ds[i] for i in ids)))
+        loss = F.binary_cross_entropy_with_logits(net(torch.cat([a, b])), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+    return net.eval()
+
+# %% ../nbs/lib/metrics.ipynb #6c8a0998
+@torch.no_grad()
+def predict_all(net, x, bs:int=16): # a network; pictures on any device; so many at a time
+    "A network's answers to many pictures, on the CPU"
+    return torch.cat([net(o.to(default_device())).float().cpu() for o in x.split(bs)])
+
+# %% ../nbs/lib/metrics.ipynb #dcdb19ce
+def cycle_metrics(to_b, to_a, a, b, detector, true_b=None, true_a=None):
+    "PSNR where the truth is known, cycle error (of 1), and what a `domain_classifier` says of the fakes"
+    fake_b, fake_a = predict_all(to_b, a), predict_all(to_a, b)
+    known = dict(psnr_zebra=(fake_b, true_b), psnr_horse=(fake_a, true_a))
+    res = {k: psnr((x+1)/2, (y+1)/2).mean() for k,(x,y) in known.items() if y is not None}
+    cycle = [F.l1_loss(predict_all(f, fake), x)/2 for f,fake,x in ((to_a, fake_b, a), (to_b, fake_a, b))]
+    called = [(predict_all(detector, x) > 0).float().mean() for x in (fake_b, fake_a)]
+    res.update(cycle_error=sum(cycle)/2, called_zebra=called[0], called_horse=1-called[1])
+    return {k: round(float(v), 4) for k,v in res.items()}

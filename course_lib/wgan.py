@@ -263,11 +263,11 @@ def fit_wgan(
             bar.comment = f'epoch {run.epoch} · critic {gap:.3f} · generator {score:.3f}'
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #d0881b6f
-class _Place:
-    "Where a run stands, for a checkpoint"
+class _Place: # where a run stands, for a checkpoint
     names = 'epoch', 'at', 'gen_steps', 'order', 'fixed', 'history', 'film', 'left'
     def __init__(self, run): self.run = run
-    def state_dict(self): return {k: getattr(self.run, k) for k in self.names} | dict(rng=self.run.rng.get_state())
+    def state_dict(self):
+        return {k: vars(self.run)[k] for k in self.names} | dict(rng=self.run.rng.get_state())
     def load_state_dict(self, s):
         self.run.rng.set_state(s['rng'])
         for k in self.names: setattr(self.run, k, s[k])
@@ -275,7 +275,7 @@ class _Place:
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #e901ebaa
 def wgan_state(run): # a `WGAN`
-    "What `save_checkpoint` and `load_checkpoint` want of a run: all that decides about the next step; its settings"
+    "What a checkpoint needs of a run: all that decides about the next step, and its settings"
     parts = {k: getattr(run, k) for k in ('gen', 'critic', 'opt_g', 'opt_c')}
     more = dict(clamp=run.clamp, optimiser=type(run.opt_g).__name__, penalty=bool(run.penalty))
     return dict(parts, place=_Place(run)), {**run.cfg, **more, 'pictures': len(run.x)}
