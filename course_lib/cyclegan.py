@@ -293,7 +293,6 @@ def cycle_batches(ds, bs:int): # an `UnalignedDataset`; pairs for one process
 def cycle_epoch(gan, ds, mb=None): # a `CycleGAN`; the training pictures; a `master_bar`
     "An epoch of steps; gives the mean of each loss"
     n, losses = len(ds)//(gan.cfg.bs*process_rank()[1]), []
-    if not n: raise CourseError(f'fit_cycle: bs = {gan.cfg.bs}, and there are {len(ds)} pairs. Lower bs')
     todo = cycle_batches(ds, gan.cfg.bs)
     for a,b in progress_bar(todo, total=n, parent=mb) if mb else todo:
         losses.append(cycle_step(gan.train(), a, b))
@@ -317,7 +316,9 @@ def fit_cycle(
     shown:bool=True   # show progress bar and losses
 ) -> list:            # a dict of the eight mean losses for each epoch
     "Train for `epochs` + `epochs_decay` epochs; a checkpoint and a picture of strips after each"
-    rank, file, at = process_rank()[0], Path(folder or '.')/'last.pth', dict(epoch=0, log=[])
+    (rank, world), bs, file = process_rank(), gan.cfg.bs, Path(folder or '.')/'last.pth'
+    if len(ds) < bs*world: raise CourseError(f'fit_cycle: bs = {bs}, and there are {len(ds)} pairs. Lower bs')
+    at = dict(epoch=0, log=[])
     if folder and resume and file.exists(): at = load_checkpoint(file, *cycle_state(gan))
     todo, log = range(at['epoch'], gan.cfg.epochs+gan.cfg.epochs_decay), at['log']
     mb = master_bar(todo) if shown and rank == 0 else None
