@@ -1,9 +1,9 @@
 """One training step of the CycleGAN at full width (ngf = ndf = 64, nine blocks), batch 1: a plain loop and ours, side by side.
 
 The plain loop is straightforward PyTorch: six passes through the generators, critics frozen in the generators' step, Adam as it
-comes, memory as it comes, 32-bit numbers. Ours is `CycleGAN.step`, with 16-bit gradients where the CPU has them (--half no: without).
+comes, memory as it comes, 32-bit numbers. Ours is `cycle_step`, in 16-bit numbers where the device has them (--half no: without).
 Both start from the same weights and see the same pictures; the losses of the first steps are compared. Only the first step's have to
-agree: Adam's first moves magnify any difference in rounding, also that between two orders of the same 32-bit sums. Then steps are timed in turn and the medians compared. Beside that: the share of a step
+agree, up to 16 bits: Adam's first moves magnify any difference in rounding, also that between two orders of the same sums. Then steps are timed in turn and the medians compared. Beside that: the share of a step
 that is spent in convolutions (torch's profiler), and the convolutions' speed against the fastest that this machine was seen to do.
 
     python benchmarks/cyclegan.py [--repeats 7] [--sz 128] [--half no] [--keep]
@@ -15,6 +15,14 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.script import call_parse
 from torch import nn
+
+
+class Ours:
+    "The lesson's step"
+    def __init__(self, gan): self.gan = gan
+    def step(self, a, b):
+        from course_lib.cyclegan import cycle_step
+        return cycle_step(self.gan, a, b)
 
 
 class Plain:
@@ -49,16 +57,12 @@ class Plain:
 
 
 def plain_copy(net):
-    "The same network with PyTorch's own instance norm and plain convolutions, its memory as PyTorch lays it out"
-    from course_lib.checkpoints import InstanceNorm
+    "The same network with PyTorch's own instance norm, its memory as PyTorch lays it out"
+    from course_lib.cyclegan import InstanceNorm
     net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     for m in list(net.modules()):
         for k,o in list(m.named_children()):
             if isinstance(o, InstanceNorm): setattr(m, k, nn.InstanceNorm2d(o.nf))
-            elif type(o) is not nn.Conv2d and isinstance(o, nn.Conv2d): # our faster way of the same convolution
-                new = nn.Conv2d(o.in_channels, o.out_channels, o.kernel_size, o.stride, o.padding, bias=o.bias is not None, device=o.weight.device)
-                new.load_state_dict(o.state_dict())
-                setattr(m, k, new.to(memory_format=torch.contiguous_format))
     for p in net.parameters(): p.data = p.data.contiguous()
     return net
 
@@ -128,7 +132,7 @@ def main(
     half:str='auto', # 16-bit numbers: no or auto
     keep:bool=False # write to results/benchmarks
 ):
-    "Compare the plain loop with `CycleGAN.step`"
+    "Compare the plain loop with `cycle_step`"
     from course_lib.core import (clone_root, default_device, device_name, lesson_settings, runs_home,
         seed_everything)
     from course_lib.results import versions
@@ -138,8 +142,8 @@ def main(
     sz = sz or (256 if dev.type == 'cuda' else 128)
     seed_everything(0)
     cfg = lesson_settings('07', 'full', sz=sz, ngf=ngf, ndf=ngf, blocks=blocks, half=half)
-    ours = CycleGAN(cfg)
-    plain, picture = Plain(ours), lambda: F.interpolate(torch.rand(1, 3, 16, 16, device=dev)*2-1, sz, mode='bicubic').clip(-1, 1)
+    gan = CycleGAN(cfg)
+    plain, ours, picture = Plain(gan), Ours(gan), lambda: F.interpolate(torch.rand(1, 3, 16, 16, device=dev)*2-1, sz, mode='bicubic').clip(-1, 1)
     pairs = [(picture(), picture()) for _ in range(steps)]
     off, (first_plain, first_ours) = agreement(plain, ours, pairs)
     print(f'{device_name()}, {sz} px, batch 1: losses differ by up to {off} (relative) in steps 1 to {steps}', flush=True)
@@ -149,7 +153,7 @@ def main(
             t = seconds(lambda: o.step(*pairs[r % steps]), dev)
             if r: got[k].append(t)
     med, work = {k: statistics.median(v) for k,v in got.items()}, flops(plain, sz)
-    top = dict(plain=ceiling(dev, torch.float32), ours=ceiling(dev, torch.bfloat16 if dev.type == 'cuda' else torch.float32))
+    top = dict(plain=ceiling(dev, torch.float32), ours=ceiling(dev, gan.low or torch.float32))
     res = dict(sz=sz, ngf=ngf, blocks=blocks, half=half, seconds={k: [round(o, 4) for o in v] for k,v in got.items()}, ratio=round(med['plain']/med['ours'], 3),
         losses_differ=off, losses=dict(plain=first_plain, ours=first_ours), gflop_a_step=round(work/1e9, 1), ways={})
     for k,o in ways.items():

@@ -5,25 +5,20 @@
 # %% auto #0
 __all__ = ['block_variants', 'DeviceDL', 'channel_stats', 'CropAndMirror', 'cifar_dls', 'dark_conv', 'ResLayer', 'Darknet',
            'triangle_cycle', 'can_compile', 'cifar_learner', 'fit_darknet', 'darknet_of', 'far_stem', 'Branches',
-           'Together', 'train']
+           'train']
 
 # %% ../nbs/10_darknet_cifar10.ipynb #e20e5718
-import os, re, time
+import re, time
 import torch
 from torch import nn
 from functools import partial
-from fastai.vision.all import (CategoryBlock, Callback, DataBlock, GrandparentSplitter, ImageBlock, SGD,
-    MixedPrecision, Normalize, ParamScheduler, PILImage, RandTransform, SchedLin, TensorImage, combine_scheds,
-    parent_label)
+from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, SGD, MixedPrecision,
+    Normalize, ParamScheduler, PILImage, RandTransform, SchedLin, TensorImage, combine_scheds, parent_label)
 from .core import CourseError, default_device, seed_everything
 from .data import TensorDL, get_data, known_images, random_crop
 from .models import channels_last, check_finite, half_dtype, memory_layout
 from .resnet import course_learner
-
-# %% ../nbs/10_darknet_cifar10.ipynb #bd79e077
-def _ranks():
-    "Which of how many processes is this? torchrun tells through the environment"
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+from .processes import joined_processes, process_rank, ShareGradients
 
 # %% ../nbs/10_darknet_cifar10.ipynb #4f1f8dea
 class DeviceDL(TensorDL):
@@ -32,10 +27,10 @@ class DeviceDL(TensorDL):
         if self._tensors is None: self._tensors = tuple(o.to(self.device) for o in super().tensors())
         return self._tensors
     def get_idxs(self): # every so-many-th
-        idxs, (rank, world) = list(super().get_idxs()), _ranks()
+        idxs, (rank, world) = list(super().get_idxs()), process_rank()
         return idxs[:len(idxs)//world*world][rank::world] if self.shuffle else idxs
     def __len__(self):
-        n = self.n//(_ranks()[1] if self.shuffle else 1)
+        n = self.n//(process_rank()[1] if self.shuffle else 1)
         return n//self.bs if self.drop_last else -(-n//self.bs)
 
 # %% ../nbs/10_darknet_cifar10.ipynb #936057f5
@@ -205,33 +200,17 @@ class Branches(nn.Module):
         self.join = dark_conv(3*nb, ni, ks=1)
     def forward(self, x): return x + self.join(torch.cat([o(x) for o in self.branches], dim=1))
 
-# %% ../nbs/10_darknet_cifar10.ipynb #691be0cb
-class Together(Callback):
-    "Average the gradients over all processes that torchrun has started"
-    order = 5 # after the model is on its device, before 16 bits
-    def before_fit(self):
-        self.alone = self.learn.model
-        ids = [torch.cuda.current_device()] if next(self.alone.parameters()).is_cuda else None
-        self.learn.model = nn.parallel.DistributedDataParallel(self.alone, device_ids=ids)
-    def after_fit(self): self.learn.model = self.alone
-
 # %% ../nbs/10_darknet_cifar10.ipynb #1d74a5d1
 def train(
     cfg # the lesson's settings; `bs` is the batch of one process
 ):      # the trained Learner
     "Train the lesson's Darknet; what `course train 10` runs, in one process or under torchrun"
-    (rank, world), dev = _ranks(), default_device()
-    if world > 1:
-        if dev.type == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-        torch.distributed.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
-    try:
+    with joined_processes() as (rank, world):
         seed_everything(cfg.seed) # the same shuffling everywhere
         dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
-        learn = cifar_learner(dls, darknet_of(cfg), cfg, cbs=[Together()] if world > 1 else [])
+        learn = cifar_learner(dls, darknet_of(cfg), cfg, cbs=[ShareGradients()] if world > 1 else [])
         torch.manual_seed(cfg.seed+rank) # and augmentation of one's own
         return _fit_and_save(learn, cfg, rank, world)
-    finally:
-        if world > 1: torch.distributed.destroy_process_group()
 
 train.distributed = True # `course train` refuses torchrun to a lesson that does not say so
 

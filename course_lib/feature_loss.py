@@ -23,7 +23,6 @@ from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights,
 from .pairs import make_pairs, on_normalised, pair_dls, photo_scores, restored
 from .resnet import course_learner
 from .unet import Hooks, before_it_shrinks, layer_shapes, unet_groups
-from .crappify import crappify_photo
 
 # %% ../nbs/05_feature_loss_superres.ipynb #03051ed1
 def small_stage(cfg):

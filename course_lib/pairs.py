@@ -16,6 +16,7 @@ from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, Normalize, R
 from PIL.Image import Resampling
 from .core import CourseError, data_home, default_device, tell_path
 from .crappify import crappify_folder
+from .pictures import crappy_name, legible
 from .data import TensorDL, get_data, PILPhoto
 from .metrics import psnr, ssim
 from .models import imagenet_norm

@@ -5,13 +5,12 @@ from PIL import Image
 from conftest import patience
 
 from course_lib import cyclegan
-from course_lib import checkpoints as cyclegan_parts
+from course_lib.checkpoints import load_checkpoint, save_checkpoint
 from course_lib.core import CourseError, lesson_settings
-from course_lib.cyclegan import (CycleGAN, ImagePool, NLayerDiscriminator, ResnetGenerator, UnalignedDataset, choosing_split,
-    fit_cycle, fixed_pairs, gan_loss, lr_factor, strips)
-from course_lib.checkpoints import InstanceNorm, UnetGenerator, load_checkpoint, measure, psnr_each, save_checkpoint, truth
+from course_lib.cyclegan import (CycleGAN, ImagePool, InstanceNorm, NLayerDiscriminator, ResnetGenerator, UnalignedDataset, choosing_split, cycle_state,
+    cycle_step, cycle_strips, fit_cycle, fixed_pairs, gan_loss, generator_losses, lr_factor, measure_cycle, true_counterparts)
+from course_lib.metrics import psnr
 from course_lib.samples.horses import horse_pair, make_horses
-from course_lib.models import half_dtype
 
 
 def tiny(**changed): return lesson_settings('07', **{**dict(ngf=4, ndf=4, blocks=1, load=36, sz=32, bs=1, epochs=2, epochs_decay=1, pool=2), **changed})
@@ -85,10 +84,10 @@ def test_validation_stands_still(path):
 
 def test_training_never_opens_the_truth(path, monkeypatch):
     opened, cache = [], cyclegan.image_cache
-    for o in (cyclegan, cyclegan_parts): monkeypatch.setattr(o, 'image_cache', lambda files, *a: opened.extend(files) or cache(files, *a))
+    monkeypatch.setattr(cyclegan, 'image_cache', lambda files, *a: opened.extend(files) or cache(files, *a))
     fit_cycle(CycleGAN(tiny(epochs=1, epochs_decay=0)), dataset(path), shown=False)
     assert opened and not [o for o in opened if 'truth' in o.parts]
-    assert truth(path, 'test', 'A', 32).shape == (2, 3, 32, 32) and [o for o in opened if 'truth' in o.parts], 'measuring does, and is seen to'
+    assert true_counterparts(path, 'test', 'A', 32).shape == (2, 3, 32, 32) and [o for o in opened if 'truth' in o.parts], 'measuring does, and is seen to'
 
 
 def test_looking_leaves_the_test_pictures_alone(path, tmp_path, monkeypatch):
@@ -110,13 +109,13 @@ def test_measured_against_the_truth_of_its_part(path):
     "The truth itself is without an error, on either part; that of another part is not"
     for o in ('valid', 'test'):
         ds = UnalignedDataset(path, o, 32, 32)
-        same = measure(lambda x: x, lambda x: x, path, ds, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*32*32, 1)))
-        want = psnr_each(ds.a.float()/127.5-1, truth(path, o, 'A', 32)).mean().item()
+        same = measure_cycle(lambda x: x, lambda x: x, path, ds, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*32*32, 1)))
+        want = psnr(ds.a/255, (true_counterparts(path, o, 'A', 32)+1)/2).mean().item()
         assert same['psnr_zebra'] == pytest.approx(want, abs=1e-3)
-    assert not torch.equal(truth(path, 'valid', 'A', 32), truth(path, 'test', 'A', 32))
+    assert not torch.equal(*(true_counterparts(path, o, 'A', 32) for o in ('valid', 'test')))
 
 
-def test_no_truth_is_no_error(tmp_path): assert truth(tmp_path, 'test', 'A', 32) is None
+def test_no_truth_is_no_error(tmp_path): assert true_counterparts(tmp_path, 'test', 'A', 32) is None
 
 
 def test_counterparts_lie_apart(path):
@@ -163,7 +162,7 @@ def test_gradients_in_any_layout(n, layout):
 def test_both_in_one_batch_is_two_passes():
     gan = CycleGAN(tiny(skip=0))
     a, b = (torch.rand(1, 3, 32, 32)*2-1 for _ in range(2))
-    got, (fake_a, fake_b) = gan.generator_losses(a, b)
+    got, (fake_a, fake_b) = generator_losses(gan, a, b)
     G, H, c = gan.G, gan.F, gan.cfg
     want = dict(G_A=gan_loss(gan.D_A(H(b)), True), G_B=gan_loss(gan.D_B(G(a)), True), cycle_A=c.lam*(H(G(a))-a).abs().mean(),
         cycle_B=c.lam*(G(H(b))-b).abs().mean(), same_A=c.lam*c.idt*(H(a)-a).abs().mean(), same_B=c.lam*c.idt*(G(b)-b).abs().mean())
@@ -174,22 +173,21 @@ def test_both_in_one_batch_is_two_passes():
 
 def test_no_identity_loss():
     gan = CycleGAN(tiny(idt=0.))
-    losses = gan.step(*(torch.rand(1, 3, 32, 32) for _ in range(2)))
+    losses = cycle_step(gan, *(torch.rand(1, 3, 32, 32) for _ in range(2)))
     assert losses['same_A'] == losses['same_B'] == 0 and losses['cycle_A'] > 0
 
 
 def test_critics_are_frozen_for_the_generators(monkeypatch):
     gan, seen, move = CycleGAN(tiny()), [], cyclegan._move
     monkeypatch.setattr(cyclegan, '_move', lambda *args: (seen.append([p.requires_grad for p in gan.critics]), move(*args)))
-    gan.step(*(torch.rand(1, 3, 32, 32) for _ in range(2)))
+    cycle_step(gan, *(torch.rand(1, 3, 32, 32) for _ in range(2)))
     assert not any(seen[0]) and all(seen[1])
 
 
-def test_schedule_is_used(path):
+def test_schedule_is_used(path, monkeypatch):
     "Constant, then linear: what the optimisers were given in each epoch"
     gan, rates = CycleGAN(tiny(epochs=1, epochs_decay=3)), []
-    step = gan.step
-    gan.step = lambda a, b: (rates.append((gan.opt_g.param_groups[0]['lr'], gan.opt_d.param_groups[0]['lr'])), step(a, b))[1]
+    monkeypatch.setattr(cyclegan, 'cycle_step', lambda *args: (rates.append([o.param_groups[0]['lr'] for o in (gan.opt_g, gan.opt_d)]), cycle_step(*args))[1])
     fit_cycle(gan, dataset(path), shown=False)
     c = gan.cfg
     want = np.array([(c.lr*k, c.lr_critic*k) for k in (1, .75, .5, .25)])
@@ -197,25 +195,37 @@ def test_schedule_is_used(path):
     assert lr_factor(199, 100, 100) == pytest.approx(1/101) and lr_factor(99, 100, 100) == 1
 
 
-@pytest.mark.parametrize('stop', [2, 4, 7])
-def test_resumed_is_never_stopped(path, tmp_path, stop):
-    "Stopped in the middle of an epoch or at its end, and gone on with by another object: the very same weights, optimisers and pools"
+def stopped_after(monkeypatch, n, *args):
+    "`fit_cycle`, interrupted after `n` steps"
+    steps = []
+    def step(*pair):
+        if len(steps) == n: raise KeyboardInterrupt
+        steps.append(1)
+        return cycle_step(*pair)
+    monkeypatch.setattr(cyclegan, 'cycle_step', step)
+    with pytest.raises(KeyboardInterrupt): fit_cycle(*args, shown=False)
+    monkeypatch.setattr(cyclegan, 'cycle_step', cycle_step)
+
+
+@pytest.mark.parametrize('stop', [4, 7])
+def test_resumed_is_never_stopped(path, tmp_path, monkeypatch, stop):
+    "Stopped at the end of an epoch or in the middle of the next, and gone on with by another object: the very same weights, optimisers and pools"
     whole, first, second = (CycleGAN(tiny(), seed=s) for s in (0, 0, 5))
     fit_cycle(whole, dataset(path), shown=False)
-    fit_cycle(first, dataset(path), tmp_path, shown=False, max_steps=stop)
+    stopped_after(monkeypatch, stop, first, dataset(path), tmp_path)
     assert not same_nets(first, whole)
     fit_cycle(second, dataset(path), tmp_path, resume=True, shown=False)
     assert same_nets(second, whole)
     for a,b in zip((second.opt_g, second.opt_d), (whole.opt_g, whole.opt_d)):
         for p,q in zip(a.state_dict()['state'].values(), b.state_dict()['state'].values()): assert all(torch.equal(p[k], q[k]) for k in p)
-    for p,q in zip(second.pools, whole.pools): assert all(torch.equal(x, y) for x,y in zip(p.kept, q.kept)) and torch.equal(p.dice.get_state(), q.dice.get_state())
+    for p,q in zip(second.pools, whole.pools): assert all(torch.equal(x, y) for x,y in zip(p.kept, q.kept)) and torch.equal(p.rng.get_state(), q.rng.get_state())
 
 
 def test_without_the_pools_it_would_differ(path, tmp_path, monkeypatch):
     "The test above would notice a pool that is not restored"
     whole, first, second = (CycleGAN(tiny(), seed=0) for _ in range(3))
     fit_cycle(whole, dataset(path), shown=False)
-    fit_cycle(first, dataset(path), tmp_path, shown=False, max_steps=4)
+    stopped_after(monkeypatch, 4, first, dataset(path), tmp_path)
     monkeypatch.setattr(ImagePool, 'load_state_dict', lambda self, s: None)
     fit_cycle(second, dataset(path), tmp_path, resume=True, shown=False)
     assert not same_nets(second, whole)
@@ -238,47 +248,57 @@ def test_strips_after_each_epoch(path, tmp_path):
     assert np.abs(first.transpose(2, 0, 1) - fixed[0][0].numpy()).max() < 1/127, 'the input is shown as it is: neither inverted nor scaled twice'
 
 
+def save(gan, file, **place): save_checkpoint(file, *cycle_state(gan), **place)
+def load(gan, file): return load_checkpoint(file, *cycle_state(gan))
+
+
 def test_torn_checkpoint(tmp_path):
     gan = CycleGAN(tiny())
-    save_checkpoint(gan, tmp_path/'x.pth', 0, 0, [])
+    save(gan, tmp_path/'x.pth')
     whole = (tmp_path/'x.pth').read_bytes()
     (tmp_path/'x.pth').write_bytes(whole[:len(whole)//2])
-    with pytest.raises(CourseError, match='x.pth: not a checkpoint that can be read'): load_checkpoint(gan, tmp_path/'x.pth')
-    with pytest.raises(CourseError, match='y.pth: there is no checkpoint'): load_checkpoint(gan, tmp_path/'y.pth')
+    with pytest.raises(CourseError, match='x.pth: not a checkpoint that can be read'): load(gan, tmp_path/'x.pth')
+    with pytest.raises(CourseError, match='y.pth: there is no checkpoint'): load(gan, tmp_path/'y.pth')
 
 
 def test_a_full_disk_spoils_nothing(tmp_path, monkeypatch):
     gan = CycleGAN(tiny())
-    save_checkpoint(gan, tmp_path/'x.pth', 1, 0, [])
+    save(gan, tmp_path/'x.pth', epoch=1)
     def full(state, f):
         f.write_bytes(b'half')
         raise OSError('No space left on device')
     monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(OSError): save_checkpoint(gan, tmp_path/'x.pth', 2, 0, [])
-    assert [o.name for o in tmp_path.iterdir() if 'pth' in o.name] == ['x.pth'] and load_checkpoint(gan, tmp_path/'x.pth')[0] == 1
+    with pytest.raises(OSError): save(gan, tmp_path/'x.pth', epoch=2)
+    assert [o.name for o in tmp_path.iterdir() if 'pth' in o.name] == ['x.pth'] and load(gan, tmp_path/'x.pth') == dict(epoch=1)
 
 
 def test_checkpoint_of_other_settings(tmp_path):
-    save_checkpoint(CycleGAN(tiny()), tmp_path/'x.pth', 0, 0, [])
-    with pytest.raises(CourseError, match=r'ngf = 4 \(now 8\)'): load_checkpoint(CycleGAN(tiny(ngf=8)), tmp_path/'x.pth')
+    save(CycleGAN(tiny()), tmp_path/'x.pth')
+    with pytest.raises(CourseError, match=r'ngf = 4 \(now 8\)'): load(CycleGAN(tiny(ngf=8)), tmp_path/'x.pth')
+
+
+def test_checkpoint_of_more_processes(tmp_path, monkeypatch):
+    "Each has its own pools, so there must be as many"
+    save(CycleGAN(tiny()), tmp_path/'x.pth')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(CourseError, match='made by 1 processes, and there are 2'): load(CycleGAN(tiny()), tmp_path/'x.pth')
 
 
 def test_nan_stops_and_spares_the_checkpoint(path, tmp_path, monkeypatch):
     "The epoch in which a weight becomes NaN is the last; checkpoint, strips and log of the one before stay"
-    gan, step, n = CycleGAN(tiny(epochs=4, epochs_decay=0)), CycleGAN.step, []
-    def burn(self, a, b):
+    gan, n = CycleGAN(tiny(epochs=4, epochs_decay=0)), []
+    def burn(gan, a, b):
         n.append(1)
-        if len(n) == len(dataset(path)) + 2: next(self.F.parameters()).data.fill_(torch.nan)
-        return step(self, a, b)
-    monkeypatch.setattr(CycleGAN, 'step', burn)
+        if len(n) == len(dataset(path)) + 2: next(gan.F.parameters()).data.fill_(torch.nan)
+        return cycle_step(gan, a, b)
+    monkeypatch.setattr(cyclegan, 'cycle_step', burn)
     ds = UnalignedDataset(path, 'test', 32, 32)
     some = tuple(torch.stack(o) for o in zip(ds[0], ds[1]))
     with pytest.raises(CourseError, match='fit_cycle, epoch 2: the training has failed') as e:
         fit_cycle(gan, dataset(path), tmp_path, some, shown=False)
     assert '\n' not in str(e.value)
-    monkeypatch.setattr(CycleGAN, 'step', step)
     again = CycleGAN(tiny(epochs=4, epochs_decay=0))
-    assert load_checkpoint(again, tmp_path/'last.pth')[:2] == (1, 0) and all(p.isfinite().all() for p in again.parameters())
+    assert load(again, tmp_path/'last.pth')['epoch'] == 1 and all(p.isfinite().all() for p in again.parameters())
     assert [o.name for o in (tmp_path/'strips').iterdir()] == ['000.png']
 
 
@@ -287,17 +307,11 @@ def test_no_code_in_a_checkpoint(tmp_path):
     class Evil:
         def __reduce__(self): return os.system, ('touch evil',)
     torch.save(Evil(), tmp_path/'x.pth')
-    with pytest.raises(CourseError, match='not a checkpoint'): load_checkpoint(CycleGAN(tiny()), tmp_path/'x.pth')
+    with pytest.raises(CourseError, match='not a checkpoint'): load(CycleGAN(tiny()), tmp_path/'x.pth')
     assert not os.path.exists('evil')
 
 
-def test_psnr_by_hand():
-    x = torch.rand(2, 3, 5, 5)*2-1
-    y = torch.rand(2, 3, 5, 5)*2-1
-    for i in range(2): assert psnr_each(x, y)[i].item() == pytest.approx(10*np.log10(1/np.mean(((x[i]-y[i]).numpy()/2)**2)), rel=1e-4)
-
-
-@pytest.mark.parametrize('net', [ResnetGenerator(4, 2), ResnetGenerator(4, 2, skip=True), UnetGenerator(4, 3), NLayerDiscriminator(4, 2)])
+@pytest.mark.parametrize('net', [ResnetGenerator(4, 2), ResnetGenerator(4, 2, skip=True), NLayerDiscriminator(4, 2)])
 def test_every_weight_learns(net):
     torch.manual_seed(0)
     net(torch.rand(2, 3, 32, 32)*2-1).square().mean().backward()
@@ -306,21 +320,21 @@ def test_every_weight_learns(net):
 
 def test_strips_leave_no_graph():
     gan = CycleGAN(tiny())
-    assert not any(o.requires_grad for o in strips(gan, *(torch.rand(1, 3, 32, 32) for _ in range(2))))
+    assert not any(o.requires_grad for o in cycle_strips(gan, *(torch.rand(1, 3, 32, 32) for _ in range(2))))
 
 
 in_a_process = '''
-import os, sys, torch, torch.distributed as dist
+import sys, torch
 from course_lib.core import lesson_settings
-from course_lib.cyclegan import CycleGAN, UnalignedDataset, batches
+from course_lib.cyclegan import CycleGAN, UnalignedDataset, cycle_batches, cycle_step
+from course_lib.processes import joined_processes
 torch.set_num_threads(1)
-if int(os.environ.get('WORLD_SIZE', 1)) > 1: dist.init_process_group('gloo')
-cfg = lesson_settings('07', ngf=4, ndf=4, blocks=1, load=36, sz=32, bs=int(sys.argv[3]))
-gan = CycleGAN(cfg)
-ds = UnalignedDataset(sys.argv[1], 'train', 36, 32, augment=True)
-gan.step(*next(batches(ds, cfg.bs)))
-rank = os.environ.get('RANK', '0')
-torch.save([p.grad for p in gan.parameters() if p.requires_grad], f'{sys.argv[2]}-{rank}.pt')
+with joined_processes() as (rank, world):
+    cfg = lesson_settings('07', ngf=4, ndf=4, blocks=1, load=36, sz=32, bs=int(sys.argv[3]))
+    gan = CycleGAN(cfg)
+    ds = UnalignedDataset(sys.argv[1], 'train', 36, 32, augment=True)
+    cycle_step(gan, *next(cycle_batches(ds, cfg.bs)))
+    torch.save([p.grad for p in gan.parameters() if p.requires_grad], f'{sys.argv[2]}-{rank}.pt')
 '''
 
 
@@ -335,24 +349,14 @@ def test_two_processes_have_one_gradient(path, tmp_path):
     for p,q,r in zip(one, left, right, strict=True): assert torch.equal(q, r) and (p-q).abs().max() < 1e-5*scale
 
 
-def test_gradients_with_sixteen_bits():
-    "The losses are the same, the gradients point the same way, and who asks for 32 bits gets them"
-    from course_lib.checkpoints import Conv2d, half_gradients
-    cfg = lesson_settings('07', 'sample', sz=32, ngf=8, ndf=8, blocks=1)
-    gan, (a, b) = CycleGAN(cfg), torch.rand(2, 1, 3, 32, 32)*2-1
-    assert not any(m.half for m in gan.modules() if isinstance(m, Conv2d)) # the sample's numbers are the same on any CPU
-    def run(half):
-        for m in gan.modules():
-            if isinstance(m, Conv2d): m.half = half
-        losses = gan.generator_losses(a, b)[0]
-        return losses, torch.cat([o.flatten() for o in torch.autograd.grad(sum(losses.values()), gan.gens)])
-    (want, exact), (got, rounded) = run(False), run(True)
-    assert {k: v.item() for k,v in want.items()} == {k: v.item() for k,v in got.items()}
-    assert not exact.equal(rounded) and F.cosine_similarity(exact, rounded, 0) > .999
-    half_gradients(gan, False)
-    assert not any(m.half for m in gan.modules() if isinstance(m, Conv2d))
-    half_gradients(gan, True)
-    assert {m.half for m in gan.modules() if isinstance(m, Conv2d)} == {half_dtype(torch.device('cpu')) is not None}
+def test_sixteen_bits(monkeypatch):
+    "The sample's numbers are the same on any CPU; where 16 bits are asked for, and there, the losses are those in 32 within 2 %"
+    assert CycleGAN(tiny()).low is None
+    monkeypatch.setattr(cyclegan, 'half_dtype', lambda device: torch.bfloat16)
+    a, b = (F.interpolate(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(k))*2-1, 32, mode='bilinear') for k in (1, 2))
+    want, got = (cycle_step(CycleGAN(tiny(half=o)), a, b) for o in ('no', 'auto'))
+    for k in want: assert got[k].item() == pytest.approx(want[k].item(), rel=.02, abs=.005), k
+    assert any(got[k] != want[k] for k in want)
 
 
 @pytest.mark.parametrize('n', [1, 3])

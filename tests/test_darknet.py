@@ -186,9 +186,9 @@ from pathlib import Path
 from torch import nn
 from fastai.vision.all import Callback, CancelFitException
 from course_lib.core import lesson_settings, seed_everything
-from course_lib.darknet import Darknet, Together, cifar_dls, cifar_learner
+from course_lib.darknet import Darknet, cifar_dls, cifar_learner
+from course_lib.processes import ShareGradients, joined_processes
 path, out, bs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 class Frozen(Callback):
     def before_batch(self):
@@ -200,14 +200,12 @@ class Catch(Callback):
         torch.save([p.grad.clone() for p in self.model.parameters()], out/f'{world}x{bs}-{rank}.pt')
         raise CancelFitException
 
-if world > 1: torch.distributed.init_process_group('gloo')
-seed_everything(1)
-dls = cifar_dls(path, bs, batch_tfms=[])
-torch.manual_seed(rank) # each begins with other weights: they have to be brought together
-if world == 1: torch.manual_seed(0)
-learn = cifar_learner(dls, Darknet([1, 1], nf=4), lesson_settings('10', 'sample'), cbs=[Frozen(), Catch()] + [Together()]*(world > 1))
-with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
-if world > 1: torch.distributed.destroy_process_group()
+with joined_processes() as (rank, world):
+    seed_everything(1)
+    dls = cifar_dls(path, bs, batch_tfms=[])
+    torch.manual_seed(rank) # each begins with other weights: they have to be brought together
+    learn = cifar_learner(dls, Darknet([1, 1], nf=4), lesson_settings('10', 'sample'), cbs=[Frozen(), Catch()] + [ShareGradients()]*(world > 1))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
 '''
 whole_lesson = 'from course_lib.cli import course; course()'
 

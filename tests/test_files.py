@@ -49,7 +49,7 @@ def test_on_the_disk_before_it_is_there(tmp_path, monkeypatch):
 def test_strips_beside_a_picture_of_mine(tmp_path):
     "Lesson 07's strips take no name beside their own"
     import torch
-    from course_lib.checkpoints import save_strips
+    from course_lib.cyclegan import save_strips
     (tmp_path/'001.new.png').write_text('mine')
     save_strips([torch.zeros(3, 4, 4)]*6, tmp_path/'001.png')
     assert names(tmp_path) == ['001.new.png', '001.png'] and (tmp_path/'001.new.png').read_text() == 'mine'

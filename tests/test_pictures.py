@@ -113,7 +113,7 @@ def test_looks_as_it_should(tmp_path, name, data, want, far):
 def everybody(f, size):
     "The same file by every opener of the course"
     from course_lib.crappify import _photos
-    from course_lib.cyclegan import _heap
+    from course_lib.cyclegan import side_pictures
     from course_lib.data import PILPhoto
     from course_lib.apps.lab import crappify_lab
     from course_lib.apps.page import read_photo
@@ -136,7 +136,7 @@ def everybody(f, size):
     yield 'preview, after', crappify_photo(same, Image.open(f))
     yield 'Crappify', Crappify(same)(f)
     yield 'Crappify, a picture', Crappify(same)(Image.open(f))
-    yield 'cyclegan', _heap(f.parent.parent, 'train', 'A', size)[1][0].permute(1, 2, 0).numpy()
+    yield 'cyclegan', side_pictures(f.parent.parent, 'train', 'A', size)[1][0].permute(1, 2, 0).numpy()
     crappify_folder(same, f.parent, f.parent.parent/'out', workers=1)
     yield 'crappify_folder', Image.open(f.parent.parent/'out'/f.name)
 

@@ -72,7 +72,7 @@ def test_bedrooms(dev):
     cfg = lesson_settings('06', 'sample', bs=8)
     run = wgan.WGAN(*wgan.make_pair(cfg), torch.randint(256, (16, 3, cfg.sz, cfg.sz), dtype=torch.uint8), cfg)
     run.left = 1
-    run.fit(2, quiet=True)
+    wgan.fit_wgan(run, 2, quiet=True)
     assert run.epoch == 2 and len(run.history) and run.film[0].shape == (8, 3, cfg.sz, cfg.sz)
     show_images(wgan.generate(run.gen, run.fixed))
 
@@ -85,11 +85,11 @@ def test_cyclegan_in_half(dev, half, monkeypatch):
     got = []
     for o in ('no', 'auto'):
         run = cyclegan.CycleGAN(lesson_settings('07', 'full', ngf=16, ndf=16, blocks=2, sz=64, half=o))
-        got.append(run.step(*pair))
-        for _ in range(2): assert all(o.isfinite() for o in run.step(*pair).values())
+        got.append(cyclegan.cycle_step(run, *pair))
+        for _ in range(2): assert all(o.isfinite() for o in cyclegan.cycle_step(run, *pair).values())
         assert run.scaler.is_enabled() == (o == 'auto' and half is torch.float16)
     for k in got[0]: assert got[1][k].item() == pytest.approx(got[0][k].item(), rel=.1, abs=.02), k
-    show_images(cyclegan.strips(run, *pair))
+    show_images(cyclegan.cycle_strips(run, *pair))
 
 
 def test_style(dev):
