@@ -23,7 +23,7 @@ from .core import (CourseError, active_profile, clone_root, default_device, devi
 from .results import (expected_minutes, header, load_answers, load_results, versions,
     answers_files, mean_sd)
 from .show import md_rows
-from .files import write_atomic, MadeHere, check_folder, no_room, not_there, read_json
+from .files import write_atomic, MadeHere, check_folder, why_unwritable, write_errors, read_json
 
 # %% ../nbs/lib/cli.ipynb #a5349db7
 class LiveLine:
@@ -351,7 +351,7 @@ def run_lessons(
         except KeyboardInterrupt: line.done(f'{p.stem}  stopped', key=p.stem) # its kernel is ended
         except Exception as e:
             errors.append(e)
-            line.done(no_room(out, e, _where['run']) if isinstance(e, OSError) else f'{p.stem}  {type(e).__name__}', key=p.stem)
+            line.done(why_unwritable(out, e, _where['run']) if isinstance(e, OSError) else f'{p.stem}  {type(e).__name__}', key=p.stem)
     with ThreadPoolExecutor(jobs) as ex:
         futures = {p: ex.submit(one, p) for p in longest_first(todo, profile)}
         while True:
@@ -730,6 +730,6 @@ def course():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as e:
-        if e.errno not in not_there: raise
-        raise SystemExit(f"course {name}: {no_room(e.filename or '.', e, _where.get(name, 'COURSE_RUNS or COURSE_DATA'))}") from None
+        if e.errno not in write_errors: raise
+        raise SystemExit(f"course {name}: {why_unwritable(e.filename or '.', e, _where.get(name, 'COURSE_RUNS or COURSE_DATA'))}") from None
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -22,7 +22,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
 from .core import CourseError, data_home, tell_path
-from .files import alone, code_key, no_room
+from .files import file_lock, code_key, why_unwritable
 from .show import md_rows, show_images
 from .pictures import as_rgb, file_ids, may_write, open_photo, open_rgb, why_unreadable
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold, gaussian_blur,
@@ -512,11 +512,11 @@ def crappify_folder(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     try:
         new.mkdir(parents=True, exist_ok=True)
-        with alone(new.parent/'lock', 24*3600):
+        with file_lock(new.parent/'lock', 24*3600):
             for o in new.iterdir(): o.unlink() # what a killed process was just writing
             return _run(_Job(fn, s, seed, smallest_read(fn)), d, workers or cores, shown)
     except OSError as e:
-        raise CourseError(f"{no_room(dst, e, 'another DST or COURSE_DATA')}. What was finished is kept: run it again, and it goes on from there") from None
+        raise CourseError(f"{why_unwritable(dst, e, 'another DST or COURSE_DATA')}. What was finished is kept: run it again, and it goes on from there") from None
 
 # %% ../nbs/lib/crappify.ipynb #f5e034bc
 class Crappify(Transform):

@@ -11,7 +11,7 @@ __all__ = ['converters', 'registry', 'dataset', 'count_files', 'known_images', '
 import hashlib, os, re, shutil, stat, sys, tarfile, tomllib, zipfile
 from functools import partial
 from .core import CourseError, active_profile, course_file, data_home
-from .files import alone, code_key, write_atomic
+from .files import code_key, file_lock, write_atomic
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -263,7 +263,7 @@ def _have(name, card, dest, timeout):
         if 'url' not in card.full: raise CourseError(f"{name} is not fetched: {card.full['bring']}. Bring a copy of your own to {dest}, "
                                                      f"with {', '.join(card.full['layout'])} in it; or stay with the embedded data (profile = sample)")
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with alone(dest.parent/f'.{dest.name}.lock', 24*3600): # fetching may take long
+        with file_lock(dest.parent/f'.{dest.name}.lock', 24*3600): # fetching may take long
             if not _is_there(dest): _fetch(name, card, dest.resolve(), timeout) # a linked folder is filled where it lies
     _list_once(card, dest)
 
@@ -332,7 +332,7 @@ def image_cache(
     code = code_key(open_image)
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with alone(dest.with_suffix('.lock')):
+        with file_lock(dest.with_suffix('.lock')):
             if (x := _cached(dest, stats, code)) is None:
                 _build_cache(dest, files, stats, code, open_image, sz, workers)
                 x = _cached(dest, stats, code)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from .core import CourseError, default_device, device_name, seed_everything, tell_path
-from .files import check_folder, MadeHere, no_room, write_atomic
+from .files import check_folder, MadeHere, why_unwritable, write_atomic
 from .results import versions
 from .crappify import Report, apply, crappy_name, file_bytes, files_in, parse_steps, psnr
 from .pictures import open_photo, why_unreadable
@@ -306,7 +306,7 @@ def restore_files(
         if why: rep.notes.append((str(src), why, 'left out')); continue
         try: _keep_or_make(src, rel, how, made, again, rep, lambda: _one_file(model, src, rel, kwargs))
         except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise CourseError(no_room(out, e, '--out') + '. What was finished is kept') from None
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise CourseError(why_unwritable(out, e, '--out') + '. What was finished is kept') from None
             why = 'the name of its result would be too long' if e.errno == errno.ENAMETOOLONG else f'it cannot be read, or its result not be written ({e.strerror or e})'
             rep.notes.append((str(src), why, 'left out'))
         else: seen |= file_ids([out/rel])

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import AttrDict
 from .core import (active_profile, clone_root, course_file, CourseError, default_device, device_name, find_lesson,
     lesson_settings, lessons, runs_home, seed_everything)
-from .files import alone, read_json, readable_json, write_atomic
+from .files import file_lock, read_json, readable_json, write_atomic
 from .show import md_rows, use_style
 
 # %% ../nbs/lib/results.ipynb #fabfc710
@@ -121,7 +121,7 @@ def save_answer(
     new = dict(kind=kind, rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
                minutes=round(seconds/60, 1), device=device_name(device), device_kind=device.type, versions=versions())
     runs_home().mkdir(parents=True, exist_ok=True)
-    with alone(runs_home()/'.answers.lock', 60): # two experiments may end at the same moment
+    with file_lock(runs_home()/'.answers.lock', 60): # two experiments may end at the same moment
         old = read_json(file) if file.exists() else {}
         write_atomic(file, json.dumps({**old, name: new}, indent=1)+'\n')
     return new

@@ -837,7 +837,7 @@ class Callable:
 def two(im, rng, n=1): return im.rotate(n)
 fns = [f, inside, pen, Callable(Pen('red')), Callable(Pen('red')).__call__, functools.partial(two, n=5), functools.partial(f)]
 '''
-marks = 'import sys; sys.path.insert(0, sys.argv[1]); from uses import fns; from course_lib.core import code_key; print(*map(code_key, fns))'
+marks = 'import sys; sys.path.insert(0, sys.argv[1]); from uses import fns; from course_lib.files import code_key; print(*map(code_key, fns))'
 
 @pytest.mark.parametrize('old, new, changed', [('', '', []), ('k = 3', 'k = 4', [0, 1, 6]), ('im.rotate(k)', 'im.rotate(-k)', [0, 1, 6]), ('wide = 2', 'wide = 3', [0, 2, 3, 4, 6]),
     ('im.paste(self', 'im.paste(2*self', [2, 3, 4]), ('n=5', 'n=6', [5]), ("Callable(Pen('red'))", "Callable(Pen('blue'))", [3, 4]), ('return im.rotate(n)', 'return im.rotate(n+1)', [5]), ('# a remark', '', [])])

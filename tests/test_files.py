@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from conftest import patience
 from course_lib.core import CourseError, lesson_settings, runs_home, tell_path
-from course_lib.files import MadeHere, alone, atomic_path, check_folder, write_atomic
+from course_lib.files import MadeHere, file_lock, atomic_path, check_folder, write_atomic
 from course_lib.results import (answers_files, expected_minutes, load_answers, load_results, record,
     save_answer)
 
@@ -111,11 +111,11 @@ def test_lock_that_is_not_given_back(tmp_path):
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline() == 'held\n'
-        with pytest.raises(CourseError, match='lock: another process has held this file for 0.5 seconds'), alone(tmp_path/'lock', .5): pass
+        with pytest.raises(CourseError, match='lock: another process has held this file for 0.5 seconds'), file_lock(tmp_path/'lock', .5): pass
     finally:
         p.kill()
         p.wait()
-    with alone(tmp_path/'lock', patience): pass
+    with file_lock(tmp_path/'lock', patience): pass
 
 
 damaged = pytest.mark.parametrize('text', ['', '{"lesson": "01_mnist_re', '[1, 2]', '{"mine": 1}', '\ufeff'])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from ..core import CourseError, default_device, seed_everything
-from ..files import MadeHere, check_folder, no_room, write_atomic
+from ..files import MadeHere, check_folder, why_unwritable, write_atomic
 from ..style import keep_colours, open_picture, picture_batch, sizes_up_to, style_judge, transfer
 
 # %% ../../nbs/apps/style_files.ipynb #adba7381
@@ -69,7 +69,7 @@ def style_file(
         x = transfer(net, *ims, size, evals, 2 if trained else 1, weight, start=start, at=at, each=each)
         made.put(out.name, _picture_bytes(keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:]))) if keep else x, out.name), key)
         for o in names[1:]: made.remove(o)
-    except OSError as e: raise CourseError(no_room(out.parent, e, '--out')) from None
+    except OSError as e: raise CourseError(why_unwritable(out.parent, e, '--out')) from None
     return out
 
 # %% ../../nbs/apps/style_files.ipynb #af3fe38a

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ..core import CourseError
 from .kit import Chance, as_image, blend, shade
-from .make import sample
+from .make import sample_maker
 
 # %% ../../nbs/samples/bedrooms.ipynb #e6bef667
 _walls = [(226,216,196), (198,212,222), (206,220,204), (214,210,206),
@@ -195,7 +195,7 @@ def bedroom(
     return as_image(np.asarray(r.img.resize((size,size), Image.Resampling.BOX))*r.light())
 
 # %% ../../nbs/samples/bedrooms.ipynb #5c4e6e01
-@sample('bedrooms')
+@sample_maker('bedrooms')
 def make_bedrooms(
     path:Path,   # the folder to fill: `bedroom/<hundreds>/<number>.png` and `files.csv`
     n:int=3000,  # how many rooms

@@ -14,7 +14,7 @@ import numpy as np, skimage
 from PIL import Image
 from scipy import ndimage
 from ..core import CourseError
-from .make import sample
+from .make import sample_maker
 from .kit import Chance, as_image, blend
 
 # %% ../../nbs/samples/horses.ipynb #01b7d688
@@ -223,7 +223,7 @@ def horse_pair(
     return tuple(_paint(s, coat(Chance([*seeds, k]), s.fields)) for k,coat in ((1, _brown), (2, _striped)))
 
 # %% ../../nbs/samples/horses.ipynb #4b01e849
-@sample('horse2zebra')
+@sample_maker('horse2zebra')
 def make_horses(
     path:Path,       # the folder to fill: `trainA`, `trainB`, `validA` … `testB`, and these under `truth`
     n_train:int=300, # pictures to train on, of each kind

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ..core import CourseError
 from .kit import Chance
-from .make import sample
+from .make import sample_maker
 from .photos import photo_sources
 
 # %% ../../nbs/samples/paintings.ipynb #408cf3dd
@@ -92,7 +92,7 @@ def _stroke(draw, p, colour, wide):
         draw.line([tuple(o) for o in p.tolist()], fill=tuple(c.astype(int).tolist()), width=w, joint='curve')
 
 # %% ../../nbs/samples/paintings.ipynb #e7e701c4
-@sample('style_images')
+@sample_maker('style_images')
 def make_style_images(
     path:Path # the folder to fill with `content_*.png` and `style_*.png`
 ):

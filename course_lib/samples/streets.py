@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from ..core import CourseError
 from .kit import as_image, blend, circle
-from .make import sample
+from .make import sample_maker
 from .town import Town, class_code, street_codes
 
 # %% ../../nbs/samples/streets.ipynb #0a2a2501
@@ -257,7 +257,7 @@ def street_scene(
     return s.develop()
 
 # %% ../../nbs/samples/streets.ipynb #022f4ce4
-@sample('camvid12')
+@sample_maker('camvid12')
 def make_streets(
     path:Path,       # the folder to fill: `images`, `labels`, `codes.txt`, `train.txt`, `valid.txt`
     n_train:int=320, # streets to train on

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from ..core import CourseError
 from .kit import Chance, as_image, blend, shade
-from .make import sample
+from .make import sample_maker
 
 # %% ../../nbs/samples/things.ipynb #1010e983
 thing_names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
@@ -399,7 +399,7 @@ def draw_thing(
     return _photo(img, r)
 
 # %% ../../nbs/samples/things.ipynb #d2eb33ff
-@sample('cifar10')
+@sample_maker('cifar10')
 def make_things(
     path:Path,       # the folder to fill: `train/<class>/*.png`, `test/<class>/*.png`
     n_train:int=300, # pictures of a class to train on
