@@ -39,7 +39,8 @@ def write_atomic(
     return Path(path)
 
 # %% ../nbs/lib/files.ipynb #b0b75336
-write_errors = [getattr(errno, f'E{o}') for o in 'NOSPC DQUOT ROFS ACCES PERM NOTDIR ISDIR EXIST NAMETOOLONG'.split()]
+write_errors = [getattr(errno, f'E{o}') for o in
+    'NOSPC DQUOT ROFS ACCES PERM NOTDIR ISDIR EXIST NAMETOOLONG'.split()]
 
 def why_unwritable(
     path:str|Path, # what cannot be written to
@@ -48,7 +49,7 @@ def why_unwritable(
 ) -> str:
     "What to do when nothing can be written, in a line"
     full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-    why = 'the disk is full. Make room there' if full else f'it cannot be written to ({e.strerror or e}). Mend that'
+    why = 'the disk is full. Make room' if full else f'it cannot be written to ({e.strerror or e}). Mend that'
     return f'{tell_path(path)}: {why}, or choose another place with {setting}'
 
 def check_folder(
@@ -112,8 +113,8 @@ def file_lock(
     except Timeout:
         print(f'{name}: another process is at work here; waiting for it', flush=True)
         try: lock.acquire(timeout=seconds)
-        except Timeout: raise CourseError(f'{name}: another process has held this file for {seconds:g} seconds. '
-                                          'End it, and try again') from None
+        except Timeout: raise CourseError(f'{name}: another process has held this file for '
+            f'{seconds:g} seconds. End it, and try again') from None
     try: yield
     finally: lock.release()
 
@@ -141,6 +142,8 @@ def _used(f):
 _no_code = """__dict__ __weakref__ __doc__ __module__ __annotations__ __firstlineno__ __static_attributes__
     __abstractmethods__ _abc_impl __dataclass_fields__ __dataclass_params__ __match_args__""".split()
 
+def _contents(cls): return [(k, v) for k,v in vars(cls).items() if k not in _no_code]
+
 def _parts(o):
     "What makes a thing of code what it is; None for data"
     mod = (o.__name__ if isinstance(o, types.ModuleType) else getattr(o, '__module__', None)) or ''
@@ -148,14 +151,15 @@ def _parts(o):
     if isinstance(o, (types.FunctionType, type, types.ModuleType)) and not _editable(mod):
         return mod, getattr(o, '__qualname__', ''), getattr(top, '__version__', ''), held
     if isinstance(o, types.FunctionType): return o.__code__, o.__defaults__, o.__kwdefaults__, held, _used(o)
-    if isinstance(o, type): return o.__qualname__, o.__bases__, [p for p in vars(o).items() if p[0] not in _no_code]
+    if isinstance(o, type): return o.__qualname__, o.__bases__, _contents(o)
     if isinstance(o, types.ModuleType): return Path(o.__file__).read_bytes() # without a file: nobody can tell
     if isinstance(o, types.CodeType): return o.co_code, o.co_names, o.co_consts
     if isinstance(o, types.CellType): return () if o == types.CellType() else (o.cell_contents,)
     if isinstance(o, property): return o.fget, o.fset, o.fdel
     if isinstance(o, frozenset): return sorted(map(repr, o))
     if isinstance(o, functools.cached_property): return o.func
-    return getattr(o, '__wrapped__', None) if callable(o) or isinstance(o, (classmethod, staticmethod)) else None
+    wraps = callable(o) or isinstance(o, (classmethod, staticmethod))
+    return getattr(o, '__wrapped__', None) if wraps else None
 
 # %% ../nbs/lib/files.ipynb #e10a4c96
 class _Hasher(NumpyHasher):
@@ -184,13 +188,14 @@ def read_json(
     path:Path,    # a file
     keys:tuple=() # what must be in it
 ) -> dict:
-    "What the course wrote as JSON; raises `CourseError` with the name of any other file, and of one that is cut off"
+    "What the course wrote as JSON; raises `CourseError` with the name of a file that is not, or is cut off"
     try:
         res = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(res, dict) and all(o in res for o in keys): return res
         why = f"without {', '.join(keys) or 'names'}"
     except ValueError as e: why = ' '.join(str(e).split())
-    raise CourseError(f'{tell_path(path)}: empty, cut off, or not written by the course ({why}). Move it away')
+    raise CourseError(f'{tell_path(path)}: empty, cut off, or not written by the course ({why}). '
+        'Move it away')
 
 def readable_json(path:Path, keys:tuple=()) -> dict|None:
     "`read_json`, but a file that cannot be read is named and left out"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['sample_checks', 'run_kind', 'versions', 'dataset_size', 'record', 'results_folders', 'load_results', 'answers_files',
-           'save_answer', 'load_answers', 'mean_sd', 'answers_table', 'Answers', 'expected_minutes', 'header']
+           'save_answer', 'load_answers', 'mean_sd', 'answers_table', 'Answers', 'keep_answers', 'expected_minutes',
+           'header']
 
 # %% ../nbs/lib/results.ipynb #87b0b125
 import json, os, platform, time, tomllib
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import AttrDict
-from .core import (active_profile, clone_root, course_file, CourseError, default_device, device_name, find_lesson,
-    lesson_settings, lessons, runs_home, seed_everything)
+from .core import (CourseError, active_profile, clone_root, course_file, default_device,
+    device_name, find_lesson, lesson_settings, lessons, runs_home, seed_everything)
 from .files import file_lock, read_json, readable_json, write_atomic
 from .show import md_rows, use_style
 
@@ -32,44 +33,49 @@ def run_kind(
     "`sample`, `own`, `full` or `reduced`"
     les = lessons()[cfg['lesson']]
     same = lambda k, v: cfg.get(k) in v if isinstance(v, list) else cfg.get(k) == v # a list: any of these
-    if cfg['profile'] == 'sample':
-        return 'sample' if as_made and all(same(k, v) for k,v in les.sample.items() if k not in (*_no_matter, *changed)) else 'own'
-    return 'full' if n == N and all(same(k, v) for k,v in les.lecture.items()) else 'reduced'
+    if cfg['profile'] != 'sample':
+        return 'full' if n == N and all(same(*o) for o in les.lecture.items()) else 'reduced'
+    shipped = all(same(k, v) for k,v in les.sample.items() if k not in (*_no_matter, *changed))
+    return 'sample' if as_made and shipped else 'own'
 
 # %% ../nbs/lib/results.ipynb #eb42d540
 def versions() -> dict:
     "The versions that matter for a result"
-    return {'python': platform.python_version(), **{o: metadata.version(o) for o in ('torch', 'torchvision', 'fastai')}}
+    libs = {o: metadata.version(o) for o in ('torch', 'torchvision', 'fastai')}
+    return dict(python=platform.python_version(), **libs)
 
 def dataset_size(
     name:str,   # name in the registry
     profile:str # `sample` or `full`
 ) -> int:
     "How many items the registry says a dataset has"
-    with open(course_file('datasets.toml'), 'rb') as f: return tomllib.load(f)[name][profile]['count']
+    return tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8'))[name][profile]['count']
 
 # %% ../nbs/lib/results.ipynb #73a3dac1
 _started = {}
 _in_results = 'lesson', 'kind', 'figures', 'seconds', 'device', 'device_kind', 'settings'
-sample_checks = [] # functions of a dataset's name: is its embedded sample what the course makes? `samples` puts one here
+sample_checks = [] # functions of a dataset's name: is its sample what the course makes? One of `samples.make`
 
-def _kind(cfg, n, N, changed=()):
-    return run_kind(cfg, n, N, cfg['profile'] != 'sample' or all(f(cfg['dataset']) for f in sample_checks), changed)
+def _made_with(cfg, n, changed=()):
+    "What every result says about its run"
+    N, device = dataset_size(cfg['dataset'], cfg['profile']), default_device()
+    as_made = cfg['profile'] != 'sample' or all(f(cfg['dataset']) for f in sample_checks)
+    return dict(kind=run_kind(cfg, n, N, as_made, changed), n=n, N=N, settings=dict(cfg), versions=versions(),
+                device=device_name(device), device_kind=device.type)
 
+# %% ../nbs/lib/results.ipynb #4e7b5f0f
 def record(
-    lesson:str,  # name of the lesson
-    cfg:dict,    # the settings that were used
-    n:int,       # items of the dataset that were seen
-    **figures    # the results, by name
+    lesson:str, # name of the lesson
+    cfg:dict,   # the settings that were used
+    n:int,      # items of the dataset that were seen
+    **figures   # the results, by name
 ) -> dict:
     "Write a run's figures, with all that made them, to `_runs/results`; returns what was written"
-    lesson, device = find_lesson(lesson), default_device()
-    N, t0 = dataset_size(cfg['dataset'], cfg['profile']), _started.get(lesson)
-    figures = {k: float(v) for k,v in figures.items()}
-    res = dict(lesson=lesson, kind=_kind(cfg, n, N), figures=figures, dataset=cfg['dataset'], n=n, N=N, seed=cfg['seed'],
-               seconds=t0 and round(time.time()-t0, 1), device=device_name(device), device_kind=device.type,
-               settings=dict(cfg), versions=versions(), date=datetime.now(timezone.utc).strftime('%Y-%m-%d'))
-    file = runs_home()/'results'/f"{lesson}-{res['kind']}-{device.type}.json"
+    lesson, how = find_lesson(lesson), _made_with(cfg, n)
+    seconds = round(time.time()-_started[lesson], 1) if lesson in _started else None
+    res = dict(lesson=lesson, figures={k: float(v) for k,v in figures.items()}, dataset=cfg['dataset'],
+               seed=cfg['seed'], seconds=seconds, date=datetime.now(timezone.utc).strftime('%Y-%m-%d'), **how)
+    file = runs_home()/'results'/f"{lesson}-{how['kind']}-{how['device_kind']}.json"
     if file.exists() and file.stat().st_size: read_json(file, _in_results) # no other file is written over
     write_atomic(file, json.dumps(res, indent=1)+'\n')
     return res
@@ -83,7 +89,7 @@ def results_folders() -> list[Path]: # the kept results, then this machine's
 def load_results(
     lesson:str=None # only this lesson's; None: all
 ) -> list[dict]:    # what `record` wrote, with `file`
-    "The kept results and this machine's own, in the order of the lessons, kept ones first; names files that cannot be read"
+    "The kept results, then this machine's, in the order of the lessons; names files that cannot be read"
     name = find_lesson(lesson) if lesson else '[0-9]*'
     files = [p for d in results_folders() for p in sorted(d.glob(f'{name}-*.json'))]
     res = [{**o, 'file': p} for p in files if (o := readable_json(p, _in_results))]
@@ -99,27 +105,23 @@ def answers_files(
 
 # %% ../nbs/lib/results.ipynb #40518d0b
 def save_answer(
-    lesson:str,     # name of the lesson
-    name:str,       # name of the experiment
-    rows:list[dict],# a row for each seed: its figures by name
-    cfg:dict,       # the settings
-    n:int,          # items of the dataset seen
-    seeds:list[int],# the seeds, in the order of the rows
-    seconds:float,  # how long all of it took
-    file:Path=None, # None: see `answers_files`
-    keep:bool=False,# keep it with the full ones, though it is none
-    changed=()      # names of settings that the experiment itself changes
+    lesson:str,      # name of the lesson
+    name:str,        # name of the experiment
+    rows:list[dict], # a row for each seed: its figures by name
+    cfg:dict,        # the settings
+    n:int,           # items of the dataset seen
+    seeds:list[int], # the seeds, in the order of the rows
+    seconds:float,   # how long all of it took
+    file:Path=None,  # None: see `answers_files`
+    keep:bool=False, # keep it with the full ones, though it is none
+    changed=()       # names of settings that the experiment itself changes
 ) -> dict:
     "Put one experiment's rows into the lesson's answers, beside the others"
-    if not rows: raise CourseError(f'save_answer: {name!r} was run with no seed. Expected a row for each seed')
-    N = dataset_size(cfg['dataset'], cfg['profile'])
-    kind = _kind(cfg, n, N, changed)
+    if not rows: raise CourseError(f'save_answer: {name!r} was run with no seed. Expected a row for each')
+    new = dict(rows=rows, seeds=list(seeds), minutes=round(seconds/60, 1), **_made_with(cfg, n, changed))
     runs, kept = answers_files(lesson)[0], answers_files(lesson)[-1]
     has_full = kept.exists() and read_json(kept).get(name, {}).get('kind') == 'full'
-    file = Path(file or (kept if kind == 'full' or keep and not has_full else runs))
-    device = default_device()
-    new = dict(kind=kind, rows=rows, seeds=list(seeds), n=n, N=N, settings=dict(cfg),
-               minutes=round(seconds/60, 1), device=device_name(device), device_kind=device.type, versions=versions())
+    file = Path(file or (kept if new['kind'] == 'full' or keep and not has_full else runs))
     runs_home().mkdir(parents=True, exist_ok=True)
     with file_lock(runs_home()/'.answers.lock', 60): # two experiments may end at the same moment
         old = read_json(file) if file.exists() else {}
@@ -141,7 +143,7 @@ def mean_sd(
     key:str,       # which figure
     fmt:str='.4f'  # how it is printed
 ) -> str:
-    "The mean over the seeds ± the standard deviation (of a sample: n - 1); the mean alone where there is one seed, nothing where there is none"
+    "The mean over the seeds ± their standard deviation (n - 1); the mean alone for one seed, or nothing"
     vals = [o[key] for o in rows if key in o]
     if not vals: return ''
     return format(np.mean(vals), fmt) + (f' ± {np.std(vals, ddof=1):{fmt}}' if len(vals) > 1 else '')
@@ -157,8 +159,8 @@ def answers_table(
     "A markdown table of kept answers: see `mean_sd`"
     got = load_answers(lesson, file)
     tail = lambda a: [len(a['seeds']), a['kind'], f"{a['minutes']:g}", a['device']]
-    row = lambda k: [*(mean_sd(got[k]['rows'], c, fmt) for c in cols), *tail(got[k])] if k in got else ['not run yet']
-    rows = [[k, *row(k)] for k in names]
+    row = lambda a: [*(mean_sd(a['rows'], c, fmt) for c in cols), *tail(a)]
+    rows = [[k, *(row(got[k]) if k in got else ['not run yet'])] for k in names]
     head = ['experiment', *cols, 'seeds', 'run', 'minutes, all seeds', 'device']
     return md_rows(rows, head)
 
@@ -169,13 +171,9 @@ class Answers:
         lesson:str, # name of the lesson
         **smallest  # settings for a try that takes seconds
     ): self.lesson, self.smallest, self.fns = find_lesson(lesson), smallest, {}
-    def __call__(self,
-        name:str,        # of the experiment
-        full:bool=False, # does it need the full dataset?
-        **changed        # settings that it changes
-    ): # a decorator
-        "Add an experiment"
-        if name in self.fns: raise CourseError(f'{self.lesson}: there are two experiments {name!r}. Expected one')
+    def __call__(self, name, full=False, **changed):
+        "Add an experiment that changes settings; `full`: does it need the full dataset?"
+        if name in self.fns: raise CourseError(f'{self.lesson}: there are two experiments {name!r}')
         return lambda f: self.fns.setdefault(name, AttrDict(fn=f, full=full, changed=changed)).fn
     def figures(self, name:str, cfg:dict, seed:int) -> dict: # its figures by name, all of them numbers
         "Run one experiment, seeded by itself"
@@ -184,31 +182,35 @@ class Answers:
         print(f"{name}, seed {seed}: " + ', '.join(f'{k} {v:.4f}' for k,v in res.items()), flush=True)
         return res
     def run(self):
-        "Try every experiment once, at its smallest; under `course answers`: run those that are wanted, and keep what they give"
-        if how := json.loads(os.environ.get('COURSE_ANSWERS') or 'null'): return self.keep(**how)
+        "Try every experiment once, at its smallest; under `course answers`, run and keep those that are wanted"
+        if how := json.loads(os.environ.get('COURSE_ANSWERS') or 'null'): return keep_answers(self, **how)
         for k,o in self.fns.items():
-            if not o.full: self.figures(k, lesson_settings(self.lesson, 'sample', **{**o.changed, **self.smallest}), 1)
-    def keep(self,
-        profile:str,      # `sample` or `full`
-        n:int,            # items of the dataset that are seen
-        only:list=(),     # names; none: all that are not kept yet with these settings
-        seeds:int=3,      # how many, from 1 on
-        only_list:bool=False, # name them, and run none
-        keep:bool=False   # see `save_answer`
-    ):
-        "Run experiments over several seeds and keep their rows"
-        if seeds < 1: raise CourseError(f'--seeds {seeds}: nothing would be run. Expected 1 or more')
-        fns = {k: o for k,o in self.fns.items() if profile == 'full' or not o.full}
-        if bad := [o for o in only if o not in fns]:
-            raise CourseError(f"{self.lesson} has no experiment {', '.join(bad)}. It has: {'; '.join(fns)}")
-        cfgs = {k: lesson_settings(self.lesson, profile, **o.changed) for k,o in fns.items()}
-        same = lambda k, old: all(old.get(s) == v for s,v in cfgs[k].items() if s not in ('device', 'seed'))
-        kept = {k for k,v in load_answers(self.lesson).items() if k in fns and same(k, v['settings'])}
-        if only_list: return print('\n'.join(k + '  (kept)'*(k in kept) for k in fns))
-        for k in only or [o for o in fns if o not in kept]:
-            t0, todo = time.time(), list(range(1, seeds+1))
-            rows = [self.figures(k, cfgs[k], s) for s in todo]
-            save_answer(self.lesson, k, rows, cfgs[k], n, todo, time.time()-t0, keep=keep, changed=fns[k].changed)
+            if o.full: continue
+            self.figures(k, lesson_settings(self.lesson, 'sample', **{**o.changed, **self.smallest}), 1)
+
+# %% ../nbs/lib/results.ipynb #2949ebd2
+def keep_answers(
+    ask:Answers,     # the experiments
+    profile:str,     # `sample` or `full`
+    n:int,           # items of the dataset that are seen
+    only:list=(),    # names; none: all that are not kept yet with these settings
+    seeds:int=3,     # how many, from 1 on
+    only_list:bool=False, # name them, and run none
+    keep:bool=False  # see `save_answer`
+):
+    "Run experiments over several seeds and keep their rows"
+    if seeds < 1: raise CourseError(f'--seeds {seeds}: nothing would be run. Expected 1 or more')
+    fns = {k: o for k,o in ask.fns.items() if profile == 'full' or not o.full}
+    if bad := [o for o in only if o not in fns]:
+        raise CourseError(f"{ask.lesson} has no experiment {', '.join(bad)}. It has: {'; '.join(fns)}")
+    cfgs = {k: lesson_settings(ask.lesson, profile, **o.changed) for k,o in fns.items()}
+    same = lambda k, old: all(old.get(s) == v for s,v in cfgs[k].items() if s not in ('device', 'seed'))
+    kept = {k for k,v in load_answers(ask.lesson).items() if k in fns and same(k, v['settings'])}
+    if only_list: return print('\n'.join(k + '  (kept)'*(k in kept) for k in fns))
+    for k in only or [o for o in fns if o not in kept]:
+        t0, todo = time.time(), list(range(1, seeds+1))
+        rows = [ask.figures(k, cfgs[k], s) for s in todo]
+        save_answer(ask.lesson, k, rows, cfgs[k], n, todo, time.time()-t0, keep=keep, changed=fns[k].changed)
 
 # %% ../nbs/lib/results.ipynb #bb75ef72
 def expected_minutes(
@@ -219,10 +221,14 @@ def expected_minutes(
     cfg, here = lesson_settings(lesson, profile), default_device().type
     known = [o for o in load_results(lesson) if o['settings'].get('profile') == profile and o['seconds']]
     if not known: return 'no run of this profile is known yet'
-    unlike = lambda o: [k for k,v in cfg.items() if k not in (*_no_matter, 'pretrained') and o['settings'].get(k) != v]
-    best = sorted(known, key=lambda o: (not unlike(o), o['device_kind'] == here, o['kind'] != 'reduced'))[-1] # this machine's last
+    matter = {k: v for k,v in cfg.items() if k not in (*_no_matter, 'pretrained')}
+    unlike = lambda o: [k for k,v in matter.items() if o['settings'].get(k) != v]
+    like = lambda o: (not unlike(o), o['device_kind'] == here, o['kind'] != 'reduced')
+    best = sorted(known, key=like)[-1] # this machine's last
     note = ' (a reduced run)' if best['kind'] == 'reduced' else ''
-    if ks := unlike(best): note += '; with other settings: ' + ', '.join(f"{k} {best['settings'].get(k)}, now {cfg[k]}" for k in ks[:3]) + ' …'*(len(ks) > 3)
+    if ks := unlike(best):
+        other = [f"{k} {best['settings'].get(k)}, now {cfg[k]}" for k in ks[:3]]
+        note += '; with other settings: ' + ', '.join(other) + ' …'*(len(ks) > 3)
     if best['device_kind'] != here: note += f'; none is known on this kind of device ({here})'
     return f"{best['seconds']/60:.1f} minutes on {best['device']}{note}"
 
@@ -231,7 +237,7 @@ def header(
     lesson:str,      # name of the lesson
     profile:str=None # None: the active one
 ):
-    "Print device, profile, versions and the expected minutes of a lesson, set the figures' style, start the clock"
+    "Print device, profile, versions and expected minutes of a lesson, set the figures' style, start a clock"
     lesson, profile = find_lesson(lesson), active_profile(profile)
     use_style()
     _started[lesson] = time.time()

@@ -31,10 +31,11 @@ colors = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0
 def use_style():
     "Set the course's figure style for matplotlib, and small PNG figures for the notebook"
     import matplotlib as mpl
-    mpl.rcParams.update({'axes.prop_cycle': mpl.cycler(color=colors), 'axes.spines.top': False, 'axes.spines.right': False,
-        'axes.grid': True, 'grid.alpha': .3, 'axes.titlesize': 11, 'axes.labelsize': 10, 'figure.figsize': (6, 3.4),
-        'figure.dpi': 80, 'savefig.dpi': 80, 'figure.constrained_layout.use': True, 'image.cmap': 'gray', 'font.size': 9,
-        'legend.frameon': False})
+    mpl.rc('axes', prop_cycle=mpl.cycler(color=colors), grid=True, titlesize=11, labelsize=10)
+    mpl.rc('axes.spines', top=False, right=False)
+    mpl.rc('figure', figsize=(6, 3.4), dpi=80)
+    mpl.rcParams.update({'figure.constrained_layout.use': True, 'savefig.dpi': 80, 'grid.alpha': .3,
+        'image.cmap': 'gray', 'font.size': 9, 'legend.frameon': False})
     try: from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError: return
     if _in_ipython(): set_matplotlib_formats('png')

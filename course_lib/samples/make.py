@@ -123,7 +123,7 @@ _told = set() # what was said already
 
 def _tell_unknown(name, dest):
     "Say once which files the course did not make, and where such files belong"
-    other = [o for o in _files(dest) if o not in _read_stamp(dest)[1]]
+    other = sorted(_files(dest).keys() - _read_stamp(dest)[1].keys())
     if not other or (dest, *other) in _told: return
     _told.add((dest, *other))
     more = f' and {len(other)-1} more' if len(other) > 1 else ''
