@@ -165,9 +165,9 @@ def check_finite(
     bad = [k for net in nets for k,v in net.state_dict().items()
         if v.is_floating_point() and not v.isfinite().all()]
     if not bad: return
-    raise CourseError(f'{where}: the training has failed: {bad[0]} and so {len(bad)} of the tensors hold NaN or '
-                      'infinity. What was saved before is left as it is. Lower the learning rate in settings.ini '
-                      'and start anew')
+    raise CourseError(f'{where}: the training has failed: {bad[0]} and so {len(bad)} of the tensors hold NaN '
+                      'or infinity. What was saved before is left as it is. Lower the learning rate in '
+                      'settings.ini and start anew')
 
 # %% ../nbs/lib/models.ipynb #66d77d75
 def memory_layout(

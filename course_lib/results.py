@@ -63,7 +63,7 @@ def _made_with(cfg, n, changed=()):
     return dict(kind=run_kind(cfg, n, N, as_made, changed), n=n, N=N, settings=dict(cfg), versions=versions(),
                 device=device_name(device), device_kind=device.type)
 
-# %% ../nbs/lib/results.ipynb #4e7b5f0f
+# %% ../nbs/lib/results.ipynb #195bd2e0
 def record(
     lesson:str, # name of the lesson
     cfg:dict,   # the settings that were used
@@ -182,13 +182,13 @@ class Answers:
         print(f"{name}, seed {seed}: " + ', '.join(f'{k} {v:.4f}' for k,v in res.items()), flush=True)
         return res
     def run(self):
-        "Try every experiment once, at its smallest; under `course answers`, run and keep those that are wanted"
+        "Try every experiment once, at its smallest; for `course answers`, run and keep those that are wanted"
         if how := json.loads(os.environ.get('COURSE_ANSWERS') or 'null'): return keep_answers(self, **how)
         for k,o in self.fns.items():
             if o.full: continue
             self.figures(k, lesson_settings(self.lesson, 'sample', **{**o.changed, **self.smallest}), 1)
 
-# %% ../nbs/lib/results.ipynb #2949ebd2
+# %% ../nbs/lib/results.ipynb #aefbd3e9
 def keep_answers(
     ask:Answers,     # the experiments
     profile:str,     # `sample` or `full`

@@ -35,6 +35,7 @@ def sample_cards() -> dict: # name → its table in the registry
     cards = tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8'))
     return {k: v['sample'] for k,v in cards.items() if 'sample' in v}
 
+# %% ../../nbs/samples/make.ipynb #f7c4ae48
 def find_maker(
     name:str # a sample in the registry, or one that has a `sample_maker`
 ):           # the function that fills a folder with it
@@ -82,6 +83,7 @@ def _build(make, dest, stamp):
         else: tmp.rename(dest)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../../nbs/samples/make.ipynb #65fc78be
 def _lay_over(tmp, dest, files):
     "Move what was made into a folder that is there already; the stamp comes last"
     old = _read_stamp(dest)[1] or {}
@@ -111,7 +113,7 @@ def make_sample(
         if not _is_built(dest, stamp):
             home.mkdir(parents=True, exist_ok=True)
             with file_lock(home/f'.{name}.lock'):
-                if not _is_built(dest, stamp): _build(make, dest.resolve(), stamp) # a link is filled where it leads
+                if not _is_built(dest, stamp): _build(make, dest.resolve(), stamp) # where a link leads
     except OSError as e:
         raise CourseError(f'{name}: the sample cannot be made in {dest} ({type(e).__name__}: {e}). '
                           'Make room there, or set COURSE_DATA to another folder') from None

@@ -23,8 +23,9 @@ _black, _white, _glass = (26,26,30), (238,236,230), (52,64,78)
 _ring = [(math.cos(o), math.sin(o)) for o in np.linspace(0, 2*math.pi, 18, endpoint=False).tolist()]
 _ss, _side = 4, 32 # everything is drawn so many times too large; final pixels
 
-class Pen:
-    "Draws in a thing's own units (x ahead, y up), turned and placed by the dice; `k`: how bright"
+# %% ../../nbs/samples/things.ipynb #1f1e6697
+class _Pose:
+    "Where a thing is, how large and how much turned, by the dice; its own units are x ahead and y up"
     def __init__(self, img, rng, tilt=.08, size=(.68,1.08)):
         "On the picture `img`, turned by about `tilt` radians, `size` (from, to) times half the picture large"
         self.rng, self.on, half = rng, ImageDraw.Draw(img), img.size[0]/2
@@ -32,10 +33,14 @@ class Pen:
         self.cs, self.sn, self.ahead = math.cos(turn), math.sin(turn), rng.pick([-1,1])*rng.uniform(.8,1.)
         room = max(half-self.big, 0)*.8 + half*.06 # how far from the middle it may stand
         self.x, self.y = half + rng.uniform(-room,room), half + rng.uniform(-room,room)
-    def at(self, pts): # pts: (x, y) in the thing's units
-        "Drawing pixels"
+    def at(self, pts):
+        "The drawing pixels of points (x, y) in the thing's units"
         k, cs, sn = self.big, self.cs, self.sn
         return [(self.x + k*(self.ahead*x*cs - y*sn), self.y - k*(self.ahead*x*sn + y*cs)) for x,y in pts]
+
+# %% ../../nbs/samples/things.ipynb #97accab6
+class Pen(_Pose):
+    "Draws in a thing's own units, in colours of a brightness `k`"
     def poly(self, pts, color, k=1.):
         "A filled polygon"
         self.on.polygon(self.at(pts), fill=shade(color, k))
@@ -65,6 +70,8 @@ _places = dict( # horizon (share of the height, from and to), far colours, near 
     leaves=((1.,1.), _green, _green, .22, .2), road=((.3,.6), _skies+_green+_walls, _stone, .12, .05),
     sea=((.3,.6), _skies, _water, .05, .09), room=((.45,.95), _walls, _walls+_stone, .04, .07),
     pond=((0.,.2), _green, _water+_green, .15, .12), sand=((.2,.6), _skies+_stone, _sand, .07, .07))
+
+# %% ../../nbs/samples/things.ipynb #269c0236
 def _place(rng, kind):
     "A picture of the place, drawing size, with what stands about"
     (lo,hi), far, near, *rough = _places[kind]
@@ -92,6 +99,8 @@ def _airplane(p, r):
     "An airliner or a small plane from the side, or any from above"
     c, c2 = r.vary(r.pick(_metal)), r.vary(r.pick(_metal))
     (_plane_above if r.random() < .45 else _plane_side)(p, r, c, c2)
+
+# %% ../../nbs/samples/things.ipynb #8c6badf5
 def _plane_side(p, r, c, c2):
     b, small, fin = r.uniform(.1,.17), r.random() < .35, r.uniform(.3,.55)
     p.poly([(-.1,0), (-.45,.42), (-.6,.42), (-.4,0)], c, .7)
@@ -105,6 +114,8 @@ def _plane_side(p, r, c, c2):
     p.box(.62,.02,.76,.1, _glass)
     s = r.uniform(.2,.5)
     p.poly([(.25,-.04), (-.3-s*.3,-.3-s*.4), (-.48-s*.3,-.3-s*.4), (-.12,-.04)], c, .95)
+
+# %% ../../nbs/samples/things.ipynb #b59b8402
 def _plane_above(p, r, c, c2):
     b, sweep, wing = r.uniform(.08,.14), r.uniform(-.05,.55), r.uniform(.6,1.)
     for s in (-1,1):
@@ -125,6 +136,8 @@ _car_sides = [ # body, then cabin
     ([(-.95,-.35), (-.98,.1), (.4,.1), (.92,0), (.98,-.35)], [(-.94,.08), (-.86,.46), (.1,.48), (.42,.08)]),
     ([(-1,-.32), (-.96,-.02), (.3,0), (1,-.14), (1,-.32)], [(-.5,-.02), (-.25,.24), (.05,.24), (.36,-.02)]),
     ([(-.95,-.38), (-.95,.2), (.5,.18), (.95,.08), (.98,-.38)], [(-.93,.18), (-.9,.58), (.2,.58), (.5,.18)])]
+
+# %% ../../nbs/samples/things.ipynb #f32ee599
 def _automobile(p, r):
     "A saloon, estate, sports car or van from the side, or any car from the front or the back"
     c = r.vary(r.pick(_paints))
@@ -139,6 +152,8 @@ def _automobile(p, r):
     p.box(-.96,-.35,.97,-.22, c, .7)
     p.oval(.93,-.08,.07,.06, _white); p.oval(-.95,-.04,.05,.07, (150,30,30))
     _wheels(p, (-.58,.6), -.38, r.uniform(.17,.23))
+
+# %% ../../nbs/samples/things.ipynb #3ff855d8
 def _front(p, r, c, top, wide):
     w, lamp = .62+wide*.3, r.pick([_white, (240,220,150), (170,30,30)])
     for s in (-1,1): p.box(s*w-.1,-.68,s*w+.1,-.3, _black)
@@ -165,6 +180,8 @@ def _truck(p, r):
     p.box(-1,-.5,1,-.4, (46,46,50))
     p.oval(.96,-.3,.06,.07, _white)
     _wheels(p, r.pick([(-.75,-.45,.68), (-.62,.68), (-.8,-.5,.2,.7)]), -.5, r.uniform(.15,.2))
+
+# %% ../../nbs/samples/things.ipynb #7ebcaeca
 def _load_box(p, r, c, back):
     top = r.uniform(.4,.75)
     p.box(-1,-.4,back,top, c); p.box(-1,-.4,back,-.28, c, .75)
@@ -192,6 +209,8 @@ def _freighter(p, r, c, deck):
     for x in np.arange(-.35, .7, .26).tolist():
         if r.random() < .75: p.box(x,deck,x+.24,deck+r.pick([.14,.28,.4]), r.vary(r.pick(_paints)))
     p.box(-.88,deck,-.5,deck+r.uniform(.4,.65), c); p.box(-.86,deck+.28,-.52,deck+.36, _glass)
+
+# %% ../../nbs/samples/things.ipynb #3db85585
 def _liner(p, r, c, deck):
     n = r.pick([2,3,4])
     for i in range(n):
@@ -230,6 +249,8 @@ def _perched(p, r, c, c2, beak):
     p.oval(0,-.06,.48,.3, c, turn=up); p.oval(.08,-.12,.36,.2, c2, 1.05, turn=up)
     p.oval(-.12,-.06,.36,.15, c, .7, turn=up*.7)
     p.oval(.36,.38,.22,.21, c); _beak(p, .53, .38, .13, beak); p.oval(.42,.42,.05,.05, _black)
+
+# %% ../../nbs/samples/things.ipynb #53784033
 def _flying(p, r, c, c2, beak):
     lift, span = r.uniform(-.1,.8), r.uniform(.7,1.)
     p.poly([(.15,.05), (-.35*span,lift*span+.1), (-.6*span,lift*span), (-.3,0)], c, .7)
@@ -279,6 +300,8 @@ def _horse(p, r):
     if r.random() < .3:
         p.box(-.2,.12,.18,.3, r.pick(_paints)); p.line([(0,.3), (0,.72)], .2, r.pick(_paints))
         p.oval(0,.86,.11,.12, (200,160,130))
+
+# %% ../../nbs/samples/things.ipynb #785f0516
 def _deer(p, r):
     "A deer from the side: thin legs, big ears or antlers, a short white tail"
     c = r.vary(r.pick(_coats[:4]+[(150,100,58), (170,116,70)]))
@@ -318,6 +341,8 @@ def _dog(p, r):
     _head(p, c, x, y, .28, .16, r.uniform(-.5,.1))
     if r.random() < .7: p.oval(x-.08,y-.06,.09,.2, c, .65, turn=.2)
     else: p.poly([(x-.13,y+.08), (x-.08,y+.32), (x+.05,y+.1)], c, .7)
+
+# %% ../../nbs/samples/things.ipynb #f339481c
 def _face(p, r, c, c2, cat):
     "A portrait of a cat or a dog"
     wide, pointed, nose = r.uniform(.5,.62), cat or r.random() < .3, r.uniform(.0,.12)
