@@ -1015,6 +1015,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'course_lib.results.Answers.figures': ('lib/results.html#answers.figures', 'course_lib/results.py'),
                                     'course_lib.results.Answers.run': ('lib/results.html#answers.run', 'course_lib/results.py'),
                                     'course_lib.results._made_with': ('lib/results.html#_made_with', 'course_lib/results.py'),
+                                    'course_lib.results._most_like': ('lib/results.html#_most_like', 'course_lib/results.py'),
+                                    'course_lib.results._wanted': ('lib/results.html#_wanted', 'course_lib/results.py'),
                                     'course_lib.results.answers_files': ('lib/results.html#answers_files', 'course_lib/results.py'),
                                     'course_lib.results.answers_table': ('lib/results.html#answers_table', 'course_lib/results.py'),
                                     'course_lib.results.dataset_size': ('lib/results.html#dataset_size', 'course_lib/results.py'),

@@ -51,6 +51,7 @@ def count_files(
     "How many files each pattern of a layout matches, see `known_files`; a list, `.csv`, counts what it names"
     return {o: _matching(Path(path), o) for o in layout}
 
+# %% ../nbs/lib/data.ipynb #1d21c794
 def known_images(
     path:str|Path # a dataset's folder
 ) -> list:        # their files, in the order of `get_image_files`
@@ -167,6 +168,7 @@ def segnet_layout(
     (dest/'codes.txt').write_text('\n'.join(street_codes)+'\n')
     return dest
 
+# %% ../nbs/lib/data.ipynb #7e0dfbfe
 def _move(src, dest):
     if not src.exists(): raise CourseError(f'{src.parent.name}/{src.name}: not in the archive. Fetch it anew')
     src.rename(dest)
@@ -198,6 +200,7 @@ def _remember(arch):
         if not _note(arch).exists(): write_atomic(_note(arch), f'{_sha256(arch)}  {arch.name}\n')
     except OSError: pass # a folder that cannot be written to
 
+# %% ../nbs/lib/data.ipynb #efb8029a
 def _unpacked(name, card, arch, tmp, stats):
     "Check an archive and what is in it: the folder with the dataset"
     full = card.full
@@ -249,6 +252,7 @@ def _is_there(dest):
                           'Bring back what it leads to, or remove the link')
     return dest.exists() and not (dest.is_dir() and next(dest.iterdir(), None) is None)
 
+# %% ../nbs/lib/data.ipynb #3f2daab3
 def _have(name, card, dest, timeout):
     "See to it that a dataset's folder is there"
     if not _is_there(dest):
@@ -260,7 +264,7 @@ def _have(name, card, dest, timeout):
             if not _is_there(dest): _fetch(name, card, dest.resolve(), timeout) # where a link leads
     _list_once(card, dest)
 
-# %% ../nbs/lib/data.ipynb #bc67b865
+# %% ../nbs/lib/data.ipynb #6ea2f4d6
 def full_data(
     name:str,        # a name in the registry
     timeout:float=15 # seconds that a connection may be silent
@@ -276,6 +280,7 @@ def full_data(
     if n < N: print(f'{name}: {n:,} of {N:,} files in {dest.name}: results on a part are recorded as reduced')
     return dest
 
+# %% ../nbs/lib/data.ipynb #bdff0247
 def get_data(
     name:str,        # a name in the registry
     profile:str=None # `sample` or `full`; None: the active one
@@ -299,6 +304,7 @@ def _decode(f, open_image, sz):
     if sz: im = im.resize(sz[::-1], Image.NEAREST if isinstance(im, PILMask) else Image.BILINEAR)
     return np.atleast_3d(np.asarray(im)).transpose(2, 0, 1)
 
+# %% ../nbs/lib/data.ipynb #19786da8
 def _fill(x, files, open_image, sz, workers):
     def _one(i):
         a = _decode(files[i], open_image, sz)
@@ -326,6 +332,7 @@ def _cached(dest, stats, code):
     except Exception: return None # nothing there, or a file that was cut off: NumPy has many ways to say so
     return x if same and (len(x), x.dtype) == (len(stats), np.uint8) else None
 
+# %% ../nbs/lib/data.ipynb #29d9698f
 def _build_cache(dest, files, stats, code, open_image, sz, workers):
     tmp = dest.with_suffix('.new')
     shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
@@ -339,7 +346,7 @@ def _build_cache(dest, files, stats, code, open_image, sz, workers):
         shutil.rmtree(dest, ignore_errors=True); tmp.rename(dest)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/lib/data.ipynb #e9c86e00
+# %% ../nbs/lib/data.ipynb #bcd4e2d5
 def image_cache(
     files:list,    # paths of the pictures
     open_image,    # function that opens one, such as `PILImageBW.create`
@@ -412,6 +419,7 @@ def _files_of(tl):
     where = Pipeline(tl.tfms.fs[:-1])
     return [where(o) for o in tl.items]
 
+# %% ../nbs/lib/data.ipynb #b1715c11
 def _targets(ys, sz):
     "All targets as one tensor; masks and pictures through the cache"
     cls = type(ys[0])
@@ -465,6 +473,7 @@ def describe_data(
     n = sum(count_files(path, card['layout']).values())
     return dict(name=name, where=path, files=n, bytes=size, licence=card['licence'])
 
+# %% ../nbs/lib/data.ipynb #645592ba
 def at_hand(
     name:str,   # a name in the registry
     profile:str # `sample` or `full`

@@ -30,6 +30,7 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/lib/files.ipynb #7595387a
 def write_atomic(
     path:str|Path, # where the file shall be
     data:str|bytes # what it shall hold
@@ -52,6 +53,7 @@ def why_unwritable(
     why = 'the disk is full. Make room' if full else f'it cannot be written to ({e.strerror or e}). Mend that'
     return f'{tell_path(path)}: {why}, or choose another place with {setting}'
 
+# %% ../nbs/lib/files.ipynb #9732d92a
 def check_folder(
     path:str|Path, # a folder, made if need be
     setting:str    # what says where it is
@@ -130,6 +132,7 @@ def _imported(name):
     try: return importlib.import_module(name)
     except Exception: return name # no module of this machine, or relative
 
+# %% ../nbs/lib/files.ipynb #949b3ace
 def _used(f):
     "What a function's code, and that of functions within it, loads (globals by name) and imports (modules)"
     codes = [f.__code__]
@@ -172,6 +175,7 @@ class _Hasher(NumpyHasher):
         self.todo.append(parts)
         return object, ()
 
+# %% ../nbs/lib/files.ipynb #0a68f2d2
 def code_key(
     fn # a function, method, class, `partial` or callable object
 ) -> str:
@@ -197,6 +201,7 @@ def read_json(
     raise CourseError(f'{tell_path(path)}: empty, cut off, or not written by the course ({why}). '
         'Move it away')
 
+# %% ../nbs/lib/files.ipynb #7188f73a
 def readable_json(path:Path, keys:tuple=()) -> dict|None:
     "`read_json`, but a file that cannot be read is named and left out"
     try: return read_json(path, keys)

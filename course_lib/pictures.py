@@ -40,6 +40,7 @@ def _to_srgb(icc):
     same = mode == 'RGB' and abs(np.asarray(res.apply(Image.fromarray(some)), int) - some).max() <= 3
     return None if same else (mode, res)
 
+# %% ../nbs/lib/pictures.ipynb #be1678c0
 def _in_srgb(im, icc):
     "A picture in RGB; its profile counts where it is one for such pictures"
     mode, to_srgb = icc and _to_srgb(icc) or (None, None)
@@ -85,6 +86,7 @@ def _orientation(im):
     except Exception: return 1
     return res if res in _turns else 1
 
+# %% ../nbs/lib/pictures.ipynb #46fb9b28
 def _bare_png(data):
     "A PNG without its notes: pixels, palette, transparency and orientation"
     res, i = bytearray(data[:8]), 8
@@ -114,6 +116,7 @@ def _leave_out(im, smallest, longest):
 
 _brought = {'P': 'palette', 'CMYK': 'CMYK', 'I': '16 bits', 'F': 'floats'}
 
+# %% ../nbs/lib/pictures.ipynb #0126edaa
 def _note(im, lies):
     "What is unusual about a picture, and what is done about it; None for a plain one"
     try: film = getattr(im, 'is_animated', False) and im.format != 'MPO'
@@ -150,7 +153,7 @@ def _read_upright(im, most):
     lies = _orientation(im)
     return im.transpose(_turns[lies]) if lies > 1 else im
 
-# %% ../nbs/lib/pictures.ipynb #941a3855
+# %% ../nbs/lib/pictures.ipynb #61ad379d
 def _read_file(f, read, *args):
     "What `read` makes of an open file; where it stumbles, of the file without its notes"
     try: return read(_header(f), *args)
@@ -160,7 +163,7 @@ def _read_file(f, read, *args):
         with suppress(Exception): return read(_header(io.BytesIO(bare)), *args)
         raise
 
-# %% ../nbs/lib/pictures.ipynb #0a7fb07f
+# %% ../nbs/lib/pictures.ipynb #a44bf77e
 def open_photo(
     src,               # a file's path, its bytes, an open file, or a PIL image, which stays as it is
     smallest:int=None, # the shorter side that is needed; None: all pixels
@@ -198,6 +201,7 @@ def why_unreadable(
     if 'truncated' in str(e).lower() or isinstance(e, (EOFError, SyntaxError)): return 'cut off or damaged'
     return f'cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
 
+# %% ../nbs/lib/pictures.ipynb #c891ed51
 def open_rgb(
     src,     # see `open_photo`
     **kwargs # for `open_photo`
@@ -224,6 +228,7 @@ def file_ids(
         res.add((s.st_dev, s.st_ino))
     return res
 
+# %% ../nbs/lib/pictures.ipynb #5e475f29
 def may_write(
     path,     # where a result would go
     inputs,   # what is read, as `file_ids` gives it

@@ -63,7 +63,7 @@ def _made_with(cfg, n, changed=()):
     return dict(kind=run_kind(cfg, n, N, as_made, changed), n=n, N=N, settings=dict(cfg), versions=versions(),
                 device=device_name(device), device_kind=device.type)
 
-# %% ../nbs/lib/results.ipynb #195bd2e0
+# %% ../nbs/lib/results.ipynb #3f3004af
 def record(
     lesson:str, # name of the lesson
     cfg:dict,   # the settings that were used
@@ -188,47 +188,54 @@ class Answers:
             if o.full: continue
             self.figures(k, lesson_settings(self.lesson, 'sample', **{**o.changed, **self.smallest}), 1)
 
-# %% ../nbs/lib/results.ipynb #aefbd3e9
+# %% ../nbs/lib/results.ipynb #818eb2bb
+def _wanted(ask, profile, only, seeds):
+    "The settings of the experiments that this profile has, and which of them are kept with these settings"
+    if seeds < 1: raise CourseError(f'--seeds {seeds}: nothing would be run. Expected 1 or more')
+    cfgs = {k: lesson_settings(ask.lesson, profile, **o.changed) for k,o in ask.fns.items()
+            if profile == 'full' or not o.full}
+    if bad := [o for o in only if o not in cfgs]:
+        raise CourseError(f"{ask.lesson} has no experiment {', '.join(bad)}. It has: {'; '.join(cfgs)}")
+    same = lambda k, old: all(old.get(s) == v for s,v in cfgs[k].items() if s not in ('device', 'seed'))
+    return cfgs, {k for k,v in load_answers(ask.lesson).items() if k in cfgs and same(k, v['settings'])}
+
+# %% ../nbs/lib/results.ipynb #86b1d17e
 def keep_answers(
-    ask:Answers,     # the experiments
-    profile:str,     # `sample` or `full`
-    n:int,           # items of the dataset that are seen
-    only:list=(),    # names; none: all that are not kept yet with these settings
-    seeds:int=3,     # how many, from 1 on
-    only_list:bool=False, # name them, and run none
-    keep:bool=False  # see `save_answer`
+    ask:Answers,  # the experiments
+    profile:str,  # `sample` or `full`
+    n:int,        # items of the dataset that are seen
+    only=(),      # names; none: all that are not kept yet with these settings
+    seeds:int=3,  # how many, from 1 on
+    only_list=False, keep=False # name them, and run none; see `save_answer`
 ):
     "Run experiments over several seeds and keep their rows"
-    if seeds < 1: raise CourseError(f'--seeds {seeds}: nothing would be run. Expected 1 or more')
-    fns = {k: o for k,o in ask.fns.items() if profile == 'full' or not o.full}
-    if bad := [o for o in only if o not in fns]:
-        raise CourseError(f"{ask.lesson} has no experiment {', '.join(bad)}. It has: {'; '.join(fns)}")
-    cfgs = {k: lesson_settings(ask.lesson, profile, **o.changed) for k,o in fns.items()}
-    same = lambda k, old: all(old.get(s) == v for s,v in cfgs[k].items() if s not in ('device', 'seed'))
-    kept = {k for k,v in load_answers(ask.lesson).items() if k in fns and same(k, v['settings'])}
-    if only_list: return print('\n'.join(k + '  (kept)'*(k in kept) for k in fns))
-    for k in only or [o for o in fns if o not in kept]:
-        t0, todo = time.time(), list(range(1, seeds+1))
-        rows = [ask.figures(k, cfgs[k], s) for s in todo]
-        save_answer(ask.lesson, k, rows, cfgs[k], n, todo, time.time()-t0, keep=keep, changed=fns[k].changed)
+    (cfgs, kept), todo = _wanted(ask, profile, only, seeds), range(1, seeds+1)
+    if only_list: return print('\n'.join(k + '  (kept)'*(k in kept) for k in cfgs))
+    for k in only or [o for o in cfgs if o not in kept]:
+        t0, rows, own = time.time(), [ask.figures(k, cfgs[k], s) for s in todo], ask.fns[k].changed
+        save_answer(ask.lesson, k, rows, cfgs[k], n, todo, time.time()-t0, keep=keep, changed=own)
 
 # %% ../nbs/lib/results.ipynb #bb75ef72
+def _most_like(known, cfg, device):
+    "Of known results the one that is most like a run with these settings on this device, and what is unlike"
+    matter = {k: v for k,v in cfg.items() if k not in (*_no_matter, 'pretrained')}
+    unlike = lambda o: [k for k,v in matter.items() if o['settings'].get(k) != v]
+    like = lambda o: (not unlike(o), o['device_kind'] == device, o['kind'] != 'reduced')
+    best = sorted(known, key=like)[-1] # this machine's last
+    return best, [f"{k} {best['settings'].get(k)}, now {cfg[k]}" for k in unlike(best)]
+
+# %% ../nbs/lib/results.ipynb #728bc5e8
 def expected_minutes(
     lesson:str, # name of the lesson
     profile:str # `sample` or `full`
 ) -> str:
     "How long this lesson took in the known run that is most like the one to come, in words"
-    cfg, here = lesson_settings(lesson, profile), default_device().type
+    here = default_device().type
     known = [o for o in load_results(lesson) if o['settings'].get('profile') == profile and o['seconds']]
     if not known: return 'no run of this profile is known yet'
-    matter = {k: v for k,v in cfg.items() if k not in (*_no_matter, 'pretrained')}
-    unlike = lambda o: [k for k,v in matter.items() if o['settings'].get(k) != v]
-    like = lambda o: (not unlike(o), o['device_kind'] == here, o['kind'] != 'reduced')
-    best = sorted(known, key=like)[-1] # this machine's last
+    best, other = _most_like(known, lesson_settings(lesson, profile), here)
     note = ' (a reduced run)' if best['kind'] == 'reduced' else ''
-    if ks := unlike(best):
-        other = [f"{k} {best['settings'].get(k)}, now {cfg[k]}" for k in ks[:3]]
-        note += '; with other settings: ' + ', '.join(other) + ' …'*(len(ks) > 3)
+    if other: note += '; with other settings: ' + ', '.join(other[:3]) + ' …'*(len(other) > 3)
     if best['device_kind'] != here: note += f'; none is known on this kind of device ({here})'
     return f"{best['seconds']/60:.1f} minutes on {best['device']}{note}"
 

@@ -42,7 +42,7 @@ def _plan_colors(r):
     r.wall, r.floor, r.wood = some(_walls), some(_floors), some(_woods)
     r.blanket, r.curtain, r.rug = some(_cloths), some(_cloths), some(_cloths)
 
-# %% ../../nbs/samples/bedrooms.ipynb #53e8bc54
+# %% ../../nbs/samples/bedrooms.ipynb #cd94b248
 def _plan_things(r):
     "Where bed and window are; which of lamp, rug, pictures and curtains there are, in metres"
     u, side = r.rng.uniform, r.rng.pick([-1,1])
@@ -79,7 +79,7 @@ class _Strokes:
         self.flat(x0, x1, y1, z0, z1, color)
         self.pane((x0+x1)/2, y0, z0, x1-x0, y1-y0, shade(color,.84))
 
-# %% ../../nbs/samples/bedrooms.ipynb #5923683e
+# %% ../../nbs/samples/bedrooms.ipynb #aaa99761
 class Room(_Strokes):
     "A bedroom's picture, drawn `_ss` times too large, and the plan of what is in it, in metres"
     def __init__(self, seed, size):
@@ -105,7 +105,7 @@ def _paint_rug(r):
     for k,light in ((1,1.), (.78,1.2)):
         r.flat(x-.85*k, x+.85*k, .01, z-.75*k, z+.55*k, shade(r.rug,light))
 
-# %% ../../nbs/samples/bedrooms.ipynb #410466e3
+# %% ../../nbs/samples/bedrooms.ipynb #00d424e2
 def _paint_window(r):
     "Window, frame and curtains on the back wall"
     o, z = r.window, r.d-.01
@@ -117,6 +117,8 @@ def _paint_window(r):
     r.pane(o.x, o.low, z, .06, tall, (246,244,238))
     r.pane(o.x, o.low+tall*.55, z, o.wide, .05, (246,244,238))
     if r.has_curtains: _paint_curtains(r)
+
+# %% ../../nbs/samples/bedrooms.ipynb #233422d5
 def _paint_curtains(r):
     "Curtains left and right of the window, in folds, and their rod"
     o, z, wide = r.window, r.d-.03, .3
@@ -126,7 +128,7 @@ def _paint_curtains(r):
             r.pane(x, .25, z, wide/4, o.high-.1, color)
     r.pane(o.x, o.high+.12, z, o.wide+.5, .05, shade(r.wood,.8))
 
-# %% ../../nbs/samples/bedrooms.ipynb #663bd3be
+# %% ../../nbs/samples/bedrooms.ipynb #e16ca869
 def _paint_pictures(r):
     "Framed pictures above the bed"
     for k in range(r.n_pictures):
@@ -156,7 +158,7 @@ def _paint_pillow(r, x, wide):
         r.on.rounded_rectangle([u, v, a, v+r.px*.05], radius=r.px*.02,
             fill=shade((244,242,238), .86+.14*t))
 
-# %% ../../nbs/samples/bedrooms.ipynb #b2fb8633
+# %% ../../nbs/samples/bedrooms.ipynb #2bce7f2a
 def _lamp_at(r):
     "Where the lamp's shade is: x, y and z in metres"
     return r.bed.x - r.bed.side*(r.bed.wide/2+.32), .95, r.d-.3

@@ -76,6 +76,7 @@ def _mane(x, y, inside):
     crest = inside & (y < 95) & (y < 390 - 1.15*x)
     return band*_smooth(x, 236, 262)*_smooth(352-x, 0, 8)*crest
 
+# %% ../../nbs/samples/horses.ipynb #7fb9f98c
 @cache
 def _fields():
     "All that is known of each pixel of the silhouette"
@@ -135,6 +136,8 @@ def _sky(r, y, horizon):
     clear = top + (foot-top)*np.clip(y/horizon, 0, 1)[...,None]
     cloud = np.clip(r.blotches(y.shape, (2,4,8,16))*.45 + r.uniform(-.6,.2), 0, 1)[...,None]*.7
     return clear + (np.array((246,245,243))-clear)*cloud, foot
+
+# %% ../../nbs/samples/horses.ipynb #044a40c2
 def _ground(r, depth, foot):
     "Grass or sand, paler where it is far; and its mean colour"
     a, b = (np.array(r.vary(o, 6)) for o in r.pick(_grounds))

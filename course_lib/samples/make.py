@@ -35,7 +35,7 @@ def sample_cards() -> dict: # name → its table in the registry
     cards = tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8'))
     return {k: v['sample'] for k,v in cards.items() if 'sample' in v}
 
-# %% ../../nbs/samples/make.ipynb #f7c4ae48
+# %% ../../nbs/samples/make.ipynb #d7a29989
 def find_maker(
     name:str # a sample in the registry, or one that has a `sample_maker`
 ):           # the function that fills a folder with it
@@ -83,7 +83,7 @@ def _build(make, dest, stamp):
         else: tmp.rename(dest)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../../nbs/samples/make.ipynb #65fc78be
+# %% ../../nbs/samples/make.ipynb #168c55e2
 def _lay_over(tmp, dest, files):
     "Move what was made into a folder that is there already; the stamp comes last"
     old = _read_stamp(dest)[1] or {}
@@ -133,6 +133,7 @@ def _tell_unknown(name, dest):
           "where a setting names it. Files of your own belong in a folder of your own: `course crappify`, "
           "`course restore` and `course style` take any")
 
+# %% ../../nbs/samples/make.ipynb #9d3ef0cc
 def known_files(
     files # of one dataset or of several
 ) -> list:
@@ -158,6 +159,7 @@ def pixels_digest(
         else: h.update(p.read_bytes())
     return h.hexdigest()
 
+# %% ../../nbs/samples/make.ipynb #15498be8
 def as_made(
     name:str # a dataset in the registry
 ) -> bool:

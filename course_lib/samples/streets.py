@@ -44,6 +44,8 @@ def _plan_poles(s, side):
     h, arm, far = r.uniform(5,7.5), r.uniform(1.2,2.4), r.pick([0,40,40])
     for z in np.arange(r.uniform(9,22), far, r.uniform(18,30)):
         s.later(z, 1.2, _lamp, x, z, h, arm, color)
+
+# %% ../../nbs/samples/streets.ipynb #1957dd88
 def _signpost(s, x, z, h, signs):
     "A pole `h` metres high with one or two signs on it, each about a metre across"
     s.limb((x,0,z), (x,h,z), .1, (112,114,114), 'Column_Pole', least=2)
@@ -73,7 +75,7 @@ def _spot(x, z, angle, k=1.):
     sn, cs = k*math.sin(angle), k*math.cos(angle)
     return lambda l,y,w=0.: (x + l*sn + w*cs, k*y, z + l*cs - w*sn)
 
-# %% ../../nbs/samples/streets.ipynb #350355eb
+# %% ../../nbs/samples/streets.ipynb #4ea8dc4d
 def _block(profile, w0, w1):
     "Faces across and along a convex block with this side view, `w0` half-widths at the foot, `w1` at the top"
     low, top = profile[0][1], max(y for _,y in profile)
@@ -101,6 +103,8 @@ def _car(s, x, z, angle, kind, color):
     _car_block(s, show, _block(body, 1, .97), color)
     _car_block(s, show, _block(cabin, .95, .76), color, glass)
     _car_parts(s, show, long, color)
+
+# %% ../../nbs/samples/streets.ipynb #f89c1f7b
 def _car_block(s, show, block, color, glass=None):
     "The faces of a block, bright where they lie flat; with windows in the colour `glass`, if any"
     for faces,light in zip(block, (.95,.9)):
@@ -109,7 +113,7 @@ def _car_block(s, show, block, color, glass=None):
             show(pts, color, 1.18 if flat else light)
             if glass and not flat: show(_inset(pts), glass)
 
-# %% ../../nbs/samples/streets.ipynb #e02f5dfa
+# %% ../../nbs/samples/streets.ipynb #ab7f7fd7
 def _car_parts(s, show, long, color):
     "Wheels on both sides (-1, 1), then tyres, bumper, plate and lights at both ends, red at the rear"
     for w,end,rad in ((w,end,rad) for w in (-1,1) for end in (-.62,.62) for rad in (.36,.2)):
@@ -130,7 +134,7 @@ def _plan_car(s, x, z, angle):
     s.shadow([(u + d*((u-x)*d > 0), v) for u,v in foot])
     s.shadow(foot, .55)
 
-# %% ../../nbs/samples/streets.ipynb #ba169b82
+# %% ../../nbs/samples/streets.ipynb #d93f1c57
 def _plan_cars(s, side):
     "Cars parked along the kerb and driving on one side, toward us when it is not ours"
     r, way = s.rng, 0 if side == s.drive else math.pi
@@ -174,6 +178,8 @@ def _head(s, p, angle, code):
     s.blob(u, v, rad*.9, rad*1.1, s.tone(skin,z), code)
     s.blob(u-math.sin(angle)*rad*.25, v-rad*(.2 if back else .45), rad*.9, rad*.8,
         s.tone(r.pick(_hairs),z), code)
+
+# %% ../../nbs/samples/streets.ipynb #23524336
 def _person(s, x, z, angle, k):
     "Someone on foot, `k` times 1.75 metres tall, heading `angle` radians away from straight ahead"
     p = _spot(x, z, angle, k)
@@ -229,6 +235,8 @@ def _expose(s, a):
     r = s.rng
     a = (a*(r.uniform(95,120)/a[len(a)//2:].mean())**.75 - 118)*r.uniform(.92,1.15) + 118
     return a*r.uniform(.97,1.03,3)
+
+# %% ../../nbs/samples/streets.ipynb #00aabbfa
 def _develop(s):
     "The finished picture (RGB) and mask (L), shrunk to their final size"
     r, size = s.rng, s.size[::-1]

@@ -23,7 +23,7 @@ _black, _white, _glass = (26,26,30), (238,236,230), (52,64,78)
 _ring = [(math.cos(o), math.sin(o)) for o in np.linspace(0, 2*math.pi, 18, endpoint=False).tolist()]
 _ss, _side = 4, 32 # everything is drawn so many times too large; final pixels
 
-# %% ../../nbs/samples/things.ipynb #1f1e6697
+# %% ../../nbs/samples/things.ipynb #e643b48e
 class _Pose:
     "Where a thing is, how large and how much turned, by the dice; its own units are x ahead and y up"
     def __init__(self, img, rng, tilt=.08, size=(.68,1.08)):
@@ -38,7 +38,7 @@ class _Pose:
         k, cs, sn = self.big, self.cs, self.sn
         return [(self.x + k*(self.ahead*x*cs - y*sn), self.y - k*(self.ahead*x*sn + y*cs)) for x,y in pts]
 
-# %% ../../nbs/samples/things.ipynb #97accab6
+# %% ../../nbs/samples/things.ipynb #3ef69d08
 class Pen(_Pose):
     "Draws in a thing's own units, in colours of a brightness `k`"
     def poly(self, pts, color, k=1.):
@@ -71,7 +71,7 @@ _places = dict( # horizon (share of the height, from and to), far colours, near 
     sea=((.3,.6), _skies, _water, .05, .09), room=((.45,.95), _walls, _walls+_stone, .04, .07),
     pond=((0.,.2), _green, _water+_green, .15, .12), sand=((.2,.6), _skies+_stone, _sand, .07, .07))
 
-# %% ../../nbs/samples/things.ipynb #269c0236
+# %% ../../nbs/samples/things.ipynb #d910f730
 def _place(rng, kind):
     "A picture of the place, drawing size, with what stands about"
     (lo,hi), far, near, *rough = _places[kind]
@@ -83,6 +83,8 @@ def _place(rng, kind):
     img = as_image(a).resize((_ss*_side,)*2, Image.Resampling.BILINEAR)
     if line < 1: _clutter(img, rng, line*_ss*_side, far+near)
     return img
+
+# %% ../../nbs/samples/things.ipynb #f2d254e6
 def _clutter(img, rng, line, colors):
     "Blobs and boxes that stand on the horizon, `line` drawing pixels from the top"
     on = ImageDraw.Draw(img)
@@ -100,7 +102,7 @@ def _airplane(p, r):
     c, c2 = r.vary(r.pick(_metal)), r.vary(r.pick(_metal))
     (_plane_above if r.random() < .45 else _plane_side)(p, r, c, c2)
 
-# %% ../../nbs/samples/things.ipynb #8c6badf5
+# %% ../../nbs/samples/things.ipynb #d432eb2a
 def _plane_side(p, r, c, c2):
     b, small, fin = r.uniform(.1,.17), r.random() < .35, r.uniform(.3,.55)
     p.poly([(-.1,0), (-.45,.42), (-.6,.42), (-.4,0)], c, .7)
@@ -115,7 +117,7 @@ def _plane_side(p, r, c, c2):
     s = r.uniform(.2,.5)
     p.poly([(.25,-.04), (-.3-s*.3,-.3-s*.4), (-.48-s*.3,-.3-s*.4), (-.12,-.04)], c, .95)
 
-# %% ../../nbs/samples/things.ipynb #b59b8402
+# %% ../../nbs/samples/things.ipynb #54463811
 def _plane_above(p, r, c, c2):
     b, sweep, wing = r.uniform(.08,.14), r.uniform(-.05,.55), r.uniform(.6,1.)
     for s in (-1,1):
@@ -137,7 +139,7 @@ _car_sides = [ # body, then cabin
     ([(-1,-.32), (-.96,-.02), (.3,0), (1,-.14), (1,-.32)], [(-.5,-.02), (-.25,.24), (.05,.24), (.36,-.02)]),
     ([(-.95,-.38), (-.95,.2), (.5,.18), (.95,.08), (.98,-.38)], [(-.93,.18), (-.9,.58), (.2,.58), (.5,.18)])]
 
-# %% ../../nbs/samples/things.ipynb #f32ee599
+# %% ../../nbs/samples/things.ipynb #f93898cd
 def _automobile(p, r):
     "A saloon, estate, sports car or van from the side, or any car from the front or the back"
     c = r.vary(r.pick(_paints))
@@ -153,7 +155,7 @@ def _automobile(p, r):
     p.oval(.93,-.08,.07,.06, _white); p.oval(-.95,-.04,.05,.07, (150,30,30))
     _wheels(p, (-.58,.6), -.38, r.uniform(.17,.23))
 
-# %% ../../nbs/samples/things.ipynb #3ff855d8
+# %% ../../nbs/samples/things.ipynb #084bcbef
 def _front(p, r, c, top, wide):
     w, lamp = .62+wide*.3, r.pick([_white, (240,220,150), (170,30,30)])
     for s in (-1,1): p.box(s*w-.1,-.68,s*w+.1,-.3, _black)
@@ -181,7 +183,7 @@ def _truck(p, r):
     p.oval(.96,-.3,.06,.07, _white)
     _wheels(p, r.pick([(-.75,-.45,.68), (-.62,.68), (-.8,-.5,.2,.7)]), -.5, r.uniform(.15,.2))
 
-# %% ../../nbs/samples/things.ipynb #7ebcaeca
+# %% ../../nbs/samples/things.ipynb #054e5972
 def _load_box(p, r, c, back):
     top = r.uniform(.4,.75)
     p.box(-1,-.4,back,top, c); p.box(-1,-.4,back,-.28, c, .75)
@@ -210,7 +212,7 @@ def _freighter(p, r, c, deck):
         if r.random() < .75: p.box(x,deck,x+.24,deck+r.pick([.14,.28,.4]), r.vary(r.pick(_paints)))
     p.box(-.88,deck,-.5,deck+r.uniform(.4,.65), c); p.box(-.86,deck+.28,-.52,deck+.36, _glass)
 
-# %% ../../nbs/samples/things.ipynb #3db85585
+# %% ../../nbs/samples/things.ipynb #54a9c946
 def _liner(p, r, c, deck):
     n = r.pick([2,3,4])
     for i in range(n):
@@ -220,6 +222,8 @@ def _liner(p, r, c, deck):
     x = r.uniform(-.4,.1)
     p.poly([(x,deck+.17*n), (x-.04,deck+.17*n+.24), (x+.16,deck+.17*n+.24), (x+.2,deck+.17*n)],
         r.pick(_paints))
+
+# %% ../../nbs/samples/things.ipynb #778f25df
 def _warship(p, r, c, deck):
     for x,w,h in ((-.6,.3,.2), (-.25,.5,.34), (-.1,.26,.55), (.42,.24,.16)):
         p.box(x,deck,x+w,deck+h, (128,134,140), r.uniform(.85,1.1))
@@ -240,6 +244,8 @@ def _bird(p, r):
     c, c2 = r.vary(r.pick(_plumes)), r.vary(r.pick(_plumes))
     r.pick([_perched, _perched, _flying, _walking])(p, r, c, c2,
         r.pick([(226,160,40), (60,56,52), (200,90,50)]))
+
+# %% ../../nbs/samples/things.ipynb #c543a00e
 def _beak(p, x, y, s, color): p.poly([(x,y+s*.5), (x+s*1.9,y-s*.1), (x,y-s*.5)], color) # s: how high it is
 def _perched(p, r, c, c2, beak):
     up = r.uniform(.3,.9)
@@ -250,7 +256,7 @@ def _perched(p, r, c, c2, beak):
     p.oval(-.12,-.06,.36,.15, c, .7, turn=up*.7)
     p.oval(.36,.38,.22,.21, c); _beak(p, .53, .38, .13, beak); p.oval(.42,.42,.05,.05, _black)
 
-# %% ../../nbs/samples/things.ipynb #53784033
+# %% ../../nbs/samples/things.ipynb #4d5b7005
 def _flying(p, r, c, c2, beak):
     lift, span = r.uniform(-.1,.8), r.uniform(.7,1.)
     p.poly([(.15,.05), (-.35*span,lift*span+.1), (-.6*span,lift*span), (-.3,0)], c, .7)
@@ -301,7 +307,7 @@ def _horse(p, r):
         p.box(-.2,.12,.18,.3, r.pick(_paints)); p.line([(0,.3), (0,.72)], .2, r.pick(_paints))
         p.oval(0,.86,.11,.12, (200,160,130))
 
-# %% ../../nbs/samples/things.ipynb #785f0516
+# %% ../../nbs/samples/things.ipynb #73e57332
 def _deer(p, r):
     "A deer from the side: thin legs, big ears or antlers, a short white tail"
     c = r.vary(r.pick(_coats[:4]+[(150,100,58), (170,116,70)]))
@@ -330,6 +336,8 @@ def _cat(p, r):
     for s in (-.13,.09): p.poly([(x+s-.09,y+.1), (x+s,y+.36), (x+s+.1,y+.1)], c, .85)
     p.oval(x,y,.24,.21, c); p.oval(x+.17,y-.06,.1,.08, c2, 1.05)
     p.oval(x+.1,y+.05,.055,.055, (190,190,80))
+
+# %% ../../nbs/samples/things.ipynb #622b2b6a
 def _dog(p, r):
     "A dog from the side, or its face: hanging ears (most), a long muzzle, dark eyes"
     c, c2 = r.vary(r.pick(_coats)), r.vary(r.pick(_coats))
@@ -342,7 +350,7 @@ def _dog(p, r):
     if r.random() < .7: p.oval(x-.08,y-.06,.09,.2, c, .65, turn=.2)
     else: p.poly([(x-.13,y+.08), (x-.08,y+.32), (x+.05,y+.1)], c, .7)
 
-# %% ../../nbs/samples/things.ipynb #f339481c
+# %% ../../nbs/samples/things.ipynb #f6ad0f4e
 def _face(p, r, c, c2, cat):
     "A portrait of a cat or a dog"
     wide, pointed, nose = r.uniform(.5,.62), cat or r.random() < .3, r.uniform(.0,.12)

@@ -67,13 +67,14 @@ def _weather(s, kind=None):
         light=(np.array(light)*r.uniform(.9,1.08)*r.uniform(.97,1.03,3)).tolist(),
         haze=haze*r.uniform(.6,1.5))
 
-# %% ../../nbs/samples/town.ipynb #e8e68aaf
+# %% ../../nbs/samples/town.ipynb #2a40c7b7
 def _camera(s):
     "Focal length, vanishing point and horizon (drawing pixels), height (metres), bend of the road"
     r = s.rng
     s.f, s.vx, s.hy = s.w*r.uniform(.72,.95), s.w*r.uniform(.38,.62), s.h*r.uniform(.41,.53)
     s.cam, s.bend = r.uniform(1.45,1.95), r.normal(0,.0011)
 
+# %% ../../nbs/samples/town.ipynb #4c237943
 def _street(s):
     "The sort of street, how full its kerbs are (0–1), widths from its middle (metres), colour of leaves"
     r, style = s.rng, s.rng.pick(['terrace','city','suburb','city'])
@@ -102,7 +103,7 @@ class _View(_Canvas):
         "Drawing pixels that `metres` take up `z` metres away, and no fewer than `least` final ones"
         return max(metres*self.f/max(z,1.), least*_ss)
 
-# %% ../../nbs/samples/town.ipynb #f52bd007
+# %% ../../nbs/samples/town.ipynb #d7b48c47
 class Town(_View):
     "A street's picture and mask, drawn in flat faces and thick lines; what is painted later; shadows"
     def face(self, points, color, code, light=1.):
@@ -140,7 +141,7 @@ def _ground_points(s):
     z = (s.cam*s.f/(np.arange(top,s.h)-s.hy))[:,None]
     return (np.arange(s.w)-s.vx)*(z/s.f) - s.bend*z*z + s.camx, z, top
 
-# %% ../../nbs/samples/town.ipynb #e3a9afc4
+# %% ../../nbs/samples/town.ipynb #ce08ec23
 def _grain(s, x, z):
     "How much brighter or darker (-1–1) worn tar and stone are at `x`, `z`; repeats after some metres"
     r, cell = s.rng, lambda metres,per_metre: (metres*per_metre).astype(np.int32) & 127
@@ -170,7 +171,7 @@ def _paint_side(s, side, slab):
     _strip(s, side*s.road, side*s.walk[side], slab, 'Sidewalk')
     _strip(s, side*s.road, side*(s.road+.18), s.rng.vary((180,178,174),6), 'Sidewalk')
 
-# %% ../../nbs/samples/town.ipynb #abb46e49
+# %% ../../nbs/samples/town.ipynb #a48cb6cc
 def _paint_lines(s):
     "Dashes 2.6 m long, lines along the edge, and now and then a zebra crossing"
     r, road, gap, white = s.rng, s.road, s.rng.uniform(3,6), s.rng.vary((214,213,208))
@@ -179,6 +180,8 @@ def _paint_lines(s):
     for x in [side*(road-o) for o in xs for side in (-1,1)]: _strip(s, x-.06, x+.06, edge, 'Road', 1, 80)
     stripes, z = np.arange(.5-road, road-.5, 1.1) if r.random() < .2 else (), r.uniform(6,22)
     for x in stripes: _strip(s, x, x+.55, white, 'Road', z, z+3)
+
+# %% ../../nbs/samples/town.ipynb #b0c8c555
 def paint_ground(s):
     "Both sides, the road with its lines, and what weather and wear do to them"
     r, grey = s.rng, s.rng.uniform(86,114)
@@ -205,6 +208,8 @@ def _pane(s):
     r = s.rng
     if r.random() >= .85: return r.vary((190,184,172))
     return blend(r.vary((58,66,76)), s.air.foot, .6*r.random()**2)
+
+# %% ../../nbs/samples/town.ipynb #90518bcf
 def _bay(s, a, b, u, du, y, dy, plan, light, door):
     "A window, shop front or door on the part of a wall from `u` (0–1) and `y` on, `du` by `dy`"
     if blend(a, b, u+du)[1] < 3: return
@@ -215,7 +220,7 @@ def _bay(s, a, b, u, du, y, dy, plan, light, door):
         at(plan.gap-.06, 1.06-plan.gap, .24, .84, plan.frame)
         at(plan.gap, 1-plan.gap, .28, .8, _pane(s), min(light,1.))
 
-# %% ../../nbs/samples/town.ipynb #c531f728
+# %% ../../nbs/samples/town.ipynb #96870a3a
 def _facade(s, a, b, h, plan, light, windows=True):
     "A wall `h` metres high with storeys of windows, between ground points `a` and `b` (x, z)"
     for top,k in ((h,.85), (h-.3,1.), (.5,.8)): _panel(s, a, b, 0, 1, 0, top, plan.color, light*k)
@@ -235,6 +240,8 @@ def _building_plan(s, color=None):
         trim=r.vary(r.pick(_trims)), roof=r.vary(r.pick(_roofs), 8),
         door=r.integers(3), shop=not s.suburb and r.random() < .4, pitch=r.random() < s.town.pitch,
         bay=r.uniform(2,3.2), storey=r.uniform(2.7,3.5), gap=r.uniform(.2,.32))
+
+# %% ../../nbs/samples/town.ipynb #0f72e1a8
 def _sunlight(s, side=0):
     "Light on walls that face the road from the left (-1) or the right (1), or that face us (0)"
     return 1 + s.air.sun*(.15*s.air.front if side == 0 else -.25 if side == s.air.side else .16)
@@ -247,7 +254,7 @@ def _building(s, side, x, z0, z1, h, plan):
         _roof(s, side, x, z0, z1, h, plan)
     _facade(s, a, (side*x,z1), h, plan, _sunlight(s, side))
 
-# %% ../../nbs/samples/town.ipynb #b01b216f
+# %% ../../nbs/samples/town.ipynb #096c90de
 def _roof(s, side, x, z0, z1, h, plan):
     "A pitched roof 3.4 m high over eaves at `h` metres, with up to two chimneys"
     eave, mid, light = side*(x-.3), side*(x+4.5), _sunlight(s, side)
@@ -262,6 +269,8 @@ def _build(s, side, x, z, long, h, plan):
     over, slant = side*h*s.air.length, s.air.front*h*.4
     if s.air.side == side:
         s.shadow([(side*x,z), (side*x,z+long), (side*x-over,z+long+slant), (side*x-over,z+slant)])
+
+# %% ../../nbs/samples/town.ipynb #2eb7e945
 def _plan_buildings(s, side):
     "A row of buildings up to the end of the street; in the gaps are trees behind a fence"
     r, town, x, z = s.rng, s.town, s.yard[side], s.rng.uniform(-4,5)
@@ -300,7 +309,7 @@ def _tree(s, x, z, h, wide):
     s.limb((x,0,z), (x,h*.5,z), h*.026, s.rng.vary((92,76,62),8), 'Tree', least=2)
     _crown(s, *s.at(x,h*.65,z), k*.35*wide, k*.35, z, n)
 
-# %% ../../nbs/samples/town.ipynb #479c1473
+# %% ../../nbs/samples/town.ipynb #f44588b9
 def _plant(s, x, z, h):
     "A tree for later, `h` metres high, and its shadow on the ground"
     r, air, wide = s.rng, s.air, s.rng.pick([1,1,.9,.5])
@@ -310,6 +319,8 @@ def _plant(s, x, z, h):
     around = zip(circle(1), r.uniform(.75,1.15,12).tolist())
     s.shadow([(cx+rad*u*w,cz+rad*v*w) for (u,v),w in around])
     s.shadow([(x-.15,z), (x+.15,z), (cx,cz)])
+
+# %% ../../nbs/samples/town.ipynb #a7374360
 def _plan_trees(s, side):
     "Trees in the gardens, or a row of them along the kerb of some streets"
     r = s.rng
