@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CourseError', 'clone_root', 'course_file', 'data_home', 'runs_home', 'home_folder', 'tell_path', 'lessons',
-           'find_lesson', 'parse_value', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings',
-           'default_device', 'device_name', 'seed_everything']
+           'find_lesson', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings', 'default_device',
+           'device_name', 'seed_everything']
 
 # %% ../nbs/lib/core.ipynb #8934f070
 import configparser, os, platform, random, re, subprocess, tempfile, tomllib, warnings
@@ -64,9 +64,7 @@ def home_folder() -> Path:
 home_folder();
 
 # %% ../nbs/lib/core.ipynb #ac0575fc
-def tell_path(
-    path:str|Path
-) -> str:
+def tell_path(path:str|Path) -> str:
     "A path to show to people: relative to the clone, or to the home folder"
     path = Path(path).resolve()
     for base,name in ((clone_root(), ''), (home_folder().resolve(), '~/')):
@@ -89,11 +87,8 @@ def find_lesson(
     raise CourseError(f"There is no lesson {name!r}. Lessons: {', '.join(lessons())}")
 
 # %% ../nbs/lib/core.ipynb #d6fdfb2e
-def parse_value(
-    spec:str, # what a value may be: `int LOW HIGH`, `float LOW HIGH`, `one of A B C` or `text`
-    s:str     # the value as it stands in the file
-): # int, float or str; raises ValueError, whose text is what was expected
-    "Read one setting"
+def _parse_value(spec, s): # `spec`: `int LOW HIGH`, `float LOW HIGH`, `one of A B C` or `text`
+    "Read one setting; raises ValueError, whose text is what was expected"
     kind, *args = spec.split()
     if kind == 'text': return s
     if kind == 'one':
@@ -138,12 +133,12 @@ def _read_section(path, cp, section, kinds, names):
         if k not in kinds or k not in read:
             why = 'is not a setting' if k not in kinds else 'is not read there: it would change nothing'
             raise CourseError(f"{path}: [{section}] {k} {why}. Expected one of {', '.join(read)}")
-        try: res[k] = parse_value(kinds[k].split('|')[0], v)
+        try: res[k] = _parse_value(kinds[k].split('|')[0], v)
         except ValueError as e:
             raise CourseError(f"{path}: [{section}] {k} = {v or '(nothing)'}: expected {e}") from None
     return res
 
-# %% ../nbs/lib/core.ipynb #504e453b
+# %% ../nbs/lib/core.ipynb #7d1008d0
 def _checked_settings(files):
     names, res, parsed = lessons(), {}, {p: _parse_ini(p) for p in files}
     own = parsed[files[0]]

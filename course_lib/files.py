@@ -30,7 +30,7 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/lib/files.ipynb #7595387a
+# %% ../nbs/lib/files.ipynb #b5ec3fc6
 def write_atomic(
     path:str|Path, # where the file shall be
     data:str|bytes # what it shall hold
@@ -53,7 +53,7 @@ def why_unwritable(
     why = 'the disk is full. Make room' if full else f'it cannot be written to ({e.strerror or e}). Mend that'
     return f'{tell_path(path)}: {why}, or choose another place with {setting}'
 
-# %% ../nbs/lib/files.ipynb #9732d92a
+# %% ../nbs/lib/files.ipynb #e44fcece
 def check_folder(
     path:str|Path, # a folder, made if need be
     setting:str    # what says where it is
@@ -132,7 +132,7 @@ def _imported(name):
     try: return importlib.import_module(name)
     except Exception: return name # no module of this machine, or relative
 
-# %% ../nbs/lib/files.ipynb #949b3ace
+# %% ../nbs/lib/files.ipynb #1d800814
 def _used(f):
     "What a function's code, and that of functions within it, loads (globals by name) and imports (modules)"
     codes = [f.__code__]
@@ -147,8 +147,7 @@ _no_code = """__dict__ __weakref__ __doc__ __module__ __annotations__ __firstlin
 
 def _contents(cls): return [(k, v) for k,v in vars(cls).items() if k not in _no_code]
 
-def _parts(o):
-    "What makes a thing of code what it is; None for data"
+def _parts(o): # what makes a thing of code what it is; None for data
     mod = (o.__name__ if isinstance(o, types.ModuleType) else getattr(o, '__module__', None)) or ''
     top, held = sys.modules.get(mod.partition('.')[0]), [*(getattr(o, '__closure__', None) or ())]
     if isinstance(o, (types.FunctionType, type, types.ModuleType)) and not _editable(mod):
@@ -175,7 +174,7 @@ class _Hasher(NumpyHasher):
         self.todo.append(parts)
         return object, ()
 
-# %% ../nbs/lib/files.ipynb #0a68f2d2
+# %% ../nbs/lib/files.ipynb #543fe04d
 def code_key(
     fn # a function, method, class, `partial` or callable object
 ) -> str:
@@ -201,7 +200,7 @@ def read_json(
     raise CourseError(f'{tell_path(path)}: empty, cut off, or not written by the course ({why}). '
         'Move it away')
 
-# %% ../nbs/lib/files.ipynb #7188f73a
+# %% ../nbs/lib/files.ipynb #0c86802d
 def readable_json(path:Path, keys:tuple=()) -> dict|None:
     "`read_json`, but a file that cannot be read is named and left out"
     try: return read_json(path, keys)

@@ -101,7 +101,7 @@ def bs_that_fits(
     each = 1.5*picture_bytes(model, sz) # half as much again: gradients on their way, workspaces
     return max(0, int((.8*memory - weights)//each))
 
-# %% ../nbs/lib/models.ipynb #ffdc0515
+# %% ../nbs/lib/models.ipynb #173d00a8
 def free_memory(
     device=None # torch.device; None: the default one
 ) -> int:       # bytes; None where nobody can say (a CPU swaps, and is slow, but does not fail)
@@ -123,7 +123,7 @@ def _too_big(bs, model, sz, memory):
             f'What would: {fits or "nothing down to half this size"}. Set batch and sizes in settings.ini, '
             'or close what else uses the card (nvidia-smi shows it)')
 
-# %% ../nbs/lib/models.ipynb #b2462f26
+# %% ../nbs/lib/models.ipynb #f33d441a
 def card_bs(
     cfg, model:nn.Module, sz:tuple, # settings; the network; (height, width)
     memory=None # bytes; None: ask the card

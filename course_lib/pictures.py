@@ -40,9 +40,8 @@ def _to_srgb(icc):
     same = mode == 'RGB' and abs(np.asarray(res.apply(Image.fromarray(some)), int) - some).max() <= 3
     return None if same else (mode, res)
 
-# %% ../nbs/lib/pictures.ipynb #be1678c0
-def _in_srgb(im, icc):
-    "A picture in RGB; its profile counts where it is one for such pictures"
+# %% ../nbs/lib/pictures.ipynb #b42e5c8f
+def _in_srgb(im, icc): # a picture in RGB; its profile counts where it is one for such pictures
     mode, to_srgb = icc and _to_srgb(icc) or (None, None)
     if im.mode == 'L' and mode == 'RGB': im = im.convert(mode)
     if mode == im.mode: return to_srgb.apply(im)
@@ -64,8 +63,7 @@ def as_rgb(
 # %% ../nbs/lib/pictures.ipynb #4efb3909
 most_pixels = 90_000_000 # a third of a gigabyte
 
-def _header(f):
-    "A picture of which nothing is decoded yet, however large it says it is"
+def _header(f): # a picture of which nothing is decoded yet, however large it says it is
     head = f.read(16)
     for load in (Image.preinit, Image.init): # the usual formats first
         load()
@@ -80,15 +78,13 @@ def _header(f):
 # %% ../nbs/lib/pictures.ipynb #8f52abc4
 _turns = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)))) # EXIF → what sets it upright
 
-def _orientation(im):
-    "How a picture lies, 1 to 8; 1, upright, where nobody can tell"
+def _orientation(im): # how a picture lies, 1 to 8; 1, upright, where nobody can tell
     try: res = im.getexif().get(0x0112)
     except Exception: return 1
     return res if res in _turns else 1
 
-# %% ../nbs/lib/pictures.ipynb #46fb9b28
-def _bare_png(data):
-    "A PNG without its notes: pixels, palette, transparency and orientation"
+# %% ../nbs/lib/pictures.ipynb #e8c03bac
+def _bare_png(data): # a PNG without its notes: pixels, palette, transparency and orientation
     res, i = bytearray(data[:8]), 8
     while i + 12 <= len(data):
         kind, end = data[i+4:i+8], i + 12 + int.from_bytes(data[i:i+4])
@@ -116,9 +112,8 @@ def _leave_out(im, smallest, longest):
 
 _brought = {'P': 'palette', 'CMYK': 'CMYK', 'I': '16 bits', 'F': 'floats'}
 
-# %% ../nbs/lib/pictures.ipynb #0126edaa
-def _note(im, lies):
-    "What is unusual about a picture, and what is done about it; None for a plain one"
+# %% ../nbs/lib/pictures.ipynb #6e7285ab
+def _note(im, lies): # what is unusual about a picture, and what is done about it; None for a plain one
     try: film = getattr(im, 'is_animated', False) and im.format != 'MPO'
     except Exception: film = False # its first frame may be good all the same
     if film: return 'several frames', 'the first one taken'
@@ -146,14 +141,13 @@ def _read(im, smallest, longest, most):
     if res is im: res = im.copy()
     return res, note, {'drafted': (h, w, n) if lies > 4 else (w, h, n)} if n > 1 else {}
 
-def _read_upright(im, most):
-    "A picture's numbers as they are, set upright"
+def _read_upright(im, most): # a picture's numbers as they are, set upright
     _check_size(im, most)
     im.load()
     lies = _orientation(im)
     return im.transpose(_turns[lies]) if lies > 1 else im
 
-# %% ../nbs/lib/pictures.ipynb #61ad379d
+# %% ../nbs/lib/pictures.ipynb #ac2a7020
 def _read_file(f, read, *args):
     "What `read` makes of an open file; where it stumbles, of the file without its notes"
     try: return read(_header(f), *args)
@@ -163,7 +157,7 @@ def _read_file(f, read, *args):
         with suppress(Exception): return read(_header(io.BytesIO(bare)), *args)
         raise
 
-# %% ../nbs/lib/pictures.ipynb #a44bf77e
+# %% ../nbs/lib/pictures.ipynb #c893db86
 def open_photo(
     src,               # a file's path, its bytes, an open file, or a PIL image, which stays as it is
     smallest:int=None, # the shorter side that is needed; None: all pixels
@@ -201,7 +195,7 @@ def why_unreadable(
     if 'truncated' in str(e).lower() or isinstance(e, (EOFError, SyntaxError)): return 'cut off or damaged'
     return f'cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
 
-# %% ../nbs/lib/pictures.ipynb #c891ed51
+# %% ../nbs/lib/pictures.ipynb #27e65659
 def open_rgb(
     src,     # see `open_photo`
     **kwargs # for `open_photo`
@@ -228,7 +222,7 @@ def file_ids(
         res.add((s.st_dev, s.st_ino))
     return res
 
-# %% ../nbs/lib/pictures.ipynb #5e475f29
+# %% ../nbs/lib/pictures.ipynb #b5f657d7
 def may_write(
     path,     # where a result would go
     inputs,   # what is read, as `file_ids` gives it

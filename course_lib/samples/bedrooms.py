@@ -33,23 +33,20 @@ def _plan_walls(r):
     "Size of the room and place of the camera (metres), focal length (drawing pixels), hour of the day"
     u = r.rng.uniform
     r.w, r.h, r.d = u(3.8,4.3), u(2.45,2.65), u(4.4,4.8)
-    r.cam = SimpleNamespace(x=u(-.25,.25), y=u(1.35,1.5), f=r.px*u(1.02,1.1),
-        row=r.px*u(.41,.45))
+    r.cam = SimpleNamespace(x=u(-.25,.25), y=u(1.35,1.5), f=r.px*u(1.02,1.1), row=r.px*u(.41,.45))
     r.evening = u() < .15
-def _plan_colors(r):
-    "The colours of walls, floor, wood, blanket, curtains and rug"
+def _plan_colors(r): # the colours of walls, floor, wood, blanket, curtains and rug
     some = lambda colors: _vary(r, r.rng.pick(colors))
     r.wall, r.floor, r.wood = some(_walls), some(_floors), some(_woods)
     r.blanket, r.curtain, r.rug = some(_cloths), some(_cloths), some(_cloths)
 
-# %% ../../nbs/samples/bedrooms.ipynb #cd94b248
+# %% ../../nbs/samples/bedrooms.ipynb #2d4d4bb5
 def _plan_things(r):
     "Where bed and window are; which of lamp, rug, pictures and curtains there are, in metres"
     u, side = r.rng.uniform, r.rng.pick([-1,1])
     wide, high = u(1.5,1.8), u(.45,.55)
     x = side*(r.w/2 - wide/2 - u(.5,.8))
-    r.bed = SimpleNamespace(x=x, side=side, wide=wide, high=high, long=u(1.9,2.1),
-        head=high + u(.35,.6))
+    r.bed = SimpleNamespace(x=x, side=side, wide=wide, high=high, long=u(1.9,2.1), head=high + u(.35,.6))
     away = -side*(r.w/2 - u(.8,.95))
     r.window = SimpleNamespace(x=away, wide=u(.9,1.1), low=u(.8,.95), high=u(2.0,2.15))
     r.lamp, r.has_rug = r.evening or u() < .75, u() < .6
@@ -79,7 +76,7 @@ class _Strokes:
         self.flat(x0, x1, y1, z0, z1, color)
         self.pane((x0+x1)/2, y0, z0, x1-x0, y1-y0, shade(color,.84))
 
-# %% ../../nbs/samples/bedrooms.ipynb #aaa99761
+# %% ../../nbs/samples/bedrooms.ipynb #ea362d14
 class Room(_Strokes):
     "A bedroom's picture, drawn `_ss` times too large, and the plan of what is in it, in metres"
     def __init__(self, seed, size):
@@ -90,8 +87,7 @@ class Room(_Strokes):
         for step in (_plan_walls, _plan_colors, _plan_things): step(self)
 
 # %% ../../nbs/samples/bedrooms.ipynb #76f86bd4
-def _paint_shell(r):
-    "Ceiling, walls, floor and skirting boards"
+def _paint_shell(r): # ceiling, walls, floor and skirting boards
     w, h, d, c = r.w/2, r.h, r.d, r.wall
     r.flat(-w, w, h, .3, d, blend(c, (252,250,246), .7))
     for x,light in ((-w,.86), (w,.92)): r.face([(x,0,.3), (x,h,.3), (x,h,d), (x,0,d)], shade(c,light))
@@ -99,15 +95,13 @@ def _paint_shell(r):
     r.flat(-w, w, 0, .3, d, r.floor)
     for x in np.arange(-w, w, .45): r.flat(x, x+.04, 0, .3, d, shade(r.floor,.86))
     r.pane(0, 0, d, r.w, .1, blend(c, (250,250,248), .6))
-def _paint_rug(r):
-    "A rug beside the foot of the bed, with a border"
+def _paint_rug(r): # a rug beside the foot of the bed, with a border
     x, z = r.bed.x - r.bed.side*1.1, r.d - r.bed.long
     for k,light in ((1,1.), (.78,1.2)):
         r.flat(x-.85*k, x+.85*k, .01, z-.75*k, z+.55*k, shade(r.rug,light))
 
-# %% ../../nbs/samples/bedrooms.ipynb #00d424e2
-def _paint_window(r):
-    "Window, frame and curtains on the back wall"
+# %% ../../nbs/samples/bedrooms.ipynb #c1ab05e1
+def _paint_window(r): # window, frame and curtains on the back wall
     o, z = r.window, r.d-.01
     top, foot = ((44,54,92), (120,104,120)) if r.evening else ((150,196,240), (232,242,248))
     tall = o.high-o.low
@@ -118,9 +112,8 @@ def _paint_window(r):
     r.pane(o.x, o.low+tall*.55, z, o.wide, .05, (246,244,238))
     if r.has_curtains: _paint_curtains(r)
 
-# %% ../../nbs/samples/bedrooms.ipynb #233422d5
-def _paint_curtains(r):
-    "Curtains left and right of the window, in folds, and their rod"
+# %% ../../nbs/samples/bedrooms.ipynb #28c61273
+def _paint_curtains(r): # curtains left and right of the window, in folds, and their rod
     o, z, wide = r.window, r.d-.03, .3
     for side in (-1,1):
         for k in range(4):
@@ -128,18 +121,15 @@ def _paint_curtains(r):
             r.pane(x, .25, z, wide/4, o.high-.1, color)
     r.pane(o.x, o.high+.12, z, o.wide+.5, .05, shade(r.wood,.8))
 
-# %% ../../nbs/samples/bedrooms.ipynb #e16ca869
-def _paint_pictures(r):
-    "Framed pictures above the bed"
+# %% ../../nbs/samples/bedrooms.ipynb #0b2b480a
+def _paint_pictures(r): # framed pictures above the bed
     for k in range(r.n_pictures):
         x, wide = r.bed.x + (k - (r.n_pictures-1)/2)*.75, .55
         r.pane(x, 1.5, r.d-.01, wide, .5, shade(r.wood,.8))
-        r.pane(x, 1.55, r.d-.01, wide-.12, .4, _vary(r, shade(blend(r.blanket, (235,230,215),
-            .35))))
+        r.pane(x, 1.55, r.d-.01, wide-.12, .4, _vary(r, shade(blend(r.blanket, (235,230,215), .35))))
 
 # %% ../../nbs/samples/bedrooms.ipynb #d3e6d47e
-def _paint_bed(r):
-    "Shadow, headboard, frame, sheet, pillows and blanket"
+def _paint_bed(r): # shadow, headboard, frame, sheet, pillows and blanket
     b, white = r.bed, (240,238,232)
     x0, x1, z1 = b.x-b.wide/2, b.x+b.wide/2, r.d
     z0 = z1-b.long
@@ -149,21 +139,17 @@ def _paint_bed(r):
     for side in (-1,1): _paint_pillow(r, b.x + side*b.wide/4, b.wide*.42)
     r.box(x0-.03, x1+.03, .1, b.high+.05, z0-.03, z1-.75, r.blanket)
     r.flat(x0-.03, x1+.03, b.high+.06, z1-.93, z1-.72, blend(r.blanket, white, .75))
-def _paint_pillow(r, x, wide):
-    "A pillow around `x`, leaning at the headboard"
+def _paint_pillow(r, x, wide): # a pillow around `x`, leaning at the headboard
     y, z = r.bed.high, r.d-.2
     for k in range(6):
         t = k/5
         (u,v), (a,_) = r.at(x-wide/2, y+.34*(1-t)+.1, z-.4*t), r.at(x+wide/2, y, z-.4*t)
-        r.on.rounded_rectangle([u, v, a, v+r.px*.05], radius=r.px*.02,
-            fill=shade((244,242,238), .86+.14*t))
+        r.on.rounded_rectangle([u, v, a, v+r.px*.05], radius=r.px*.02, fill=shade((244,242,238), .86+.14*t))
 
-# %% ../../nbs/samples/bedrooms.ipynb #2bce7f2a
-def _lamp_at(r):
-    "Where the lamp's shade is: x, y and z in metres"
+# %% ../../nbs/samples/bedrooms.ipynb #31d75537
+def _lamp_at(r): # where the lamp's shade is: x, y and z in metres
     return r.bed.x - r.bed.side*(r.bed.wide/2+.32), .95, r.d-.3
-def _paint_lamp(r):
-    "A bedside table with a lamp on it"
+def _paint_lamp(r): # a bedside table with a lamp on it
     x, y, z = _lamp_at(r)
     r.box(x-.22, x+.22, 0, .5, z-.2, z+.2, r.wood)
     r.pane(x, .5, z, .06, y-.55, shade(r.wood,.7))

@@ -35,7 +35,7 @@ def sample_cards() -> dict: # name → its table in the registry
     cards = tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8'))
     return {k: v['sample'] for k,v in cards.items() if 'sample' in v}
 
-# %% ../../nbs/samples/make.ipynb #d7a29989
+# %% ../../nbs/samples/make.ipynb #2d9c723c
 def find_maker(
     name:str # a sample in the registry, or one that has a `sample_maker`
 ):           # the function that fills a folder with it
@@ -83,7 +83,7 @@ def _build(make, dest, stamp):
         else: tmp.rename(dest)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../../nbs/samples/make.ipynb #168c55e2
+# %% ../../nbs/samples/make.ipynb #7a4e2382
 def _lay_over(tmp, dest, files):
     "Move what was made into a folder that is there already; the stamp comes last"
     old = _read_stamp(dest)[1] or {}
@@ -123,8 +123,7 @@ def make_sample(
 # %% ../../nbs/samples/make.ipynb #3a2f55fa
 _told = set() # what was said already
 
-def _tell_unknown(name, dest):
-    "Say once which files the course did not make, and where such files belong"
+def _tell_unknown(name, dest): # say once which files the course did not make, and where such files belong
     other = sorted(_files(dest).keys() - _read_stamp(dest)[1].keys())
     if not other or (dest, *other) in _told: return
     _told.add((dest, *other))
@@ -133,7 +132,7 @@ def _tell_unknown(name, dest):
           "where a setting names it. Files of your own belong in a folder of your own: `course crappify`, "
           "`course restore` and `course style` take any")
 
-# %% ../../nbs/samples/make.ipynb #9d3ef0cc
+# %% ../../nbs/samples/make.ipynb #0ba21890
 def known_files(
     files # of one dataset or of several
 ) -> list:
@@ -159,7 +158,7 @@ def pixels_digest(
         else: h.update(p.read_bytes())
     return h.hexdigest()
 
-# %% ../../nbs/samples/make.ipynb #15498be8
+# %% ../../nbs/samples/make.ipynb #d3b8622e
 def as_made(
     name:str # a dataset in the registry
 ) -> bool:

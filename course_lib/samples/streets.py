@@ -19,8 +19,7 @@ from .town import Town, class_code, paint_town, plan_houses, street_codes
 # %% ../../nbs/samples/streets.ipynb #0a2a2501
 _red, _blue, _white, _black = (196,32,38), (34,78,160), (236,234,230), (34,36,38)
 
-def _board(w, h):
-    "Four corners (right, up) of a board, `w` and `h` from its middle to its edges"
+def _board(w, h): # four corners (right, up) of a board, `w` and `h` from its middle to its edges
     return [(-w,-h), (-w,h), (w,h), (w,-h)]
 
 def _lights(*on): return [(_board(.55,1.4),_black), *zip([circle(.38,dy) for dy in (.85,0,-.85)], on)]
@@ -38,21 +37,19 @@ def _lamp(s, x, z, h, arm, color):
     "A street lamp `h` metres high that reaches `arm` metres over the road, at least 2 final pixels thick"
     s.limb((x,0,z), (x,h,z), .16, color, 'Column_Pole', least=2)
     s.limb((x,h,z), (x-np.sign(x)*arm,h+.15,z), .1, color, 'Column_Pole', least=2)
-def _plan_poles(s, side):
-    "Street lamps at even distances, on two sides of three"
+def _plan_poles(s, side): # street lamps at even distances, on two sides of three
     r, x, color = s.rng, side*(s.road+.5), s.rng.pick([(104,108,110), (70,76,74), (128,130,128)])
     h, arm, far = r.uniform(5,7.5), r.uniform(1.2,2.4), r.pick([0,40,40])
     for z in np.arange(r.uniform(9,22), far, r.uniform(18,30)):
         s.later(z, 1.2, _lamp, x, z, h, arm, color)
 
-# %% ../../nbs/samples/streets.ipynb #1957dd88
+# %% ../../nbs/samples/streets.ipynb #dd9b2582
 def _signpost(s, x, z, h, signs):
     "A pole `h` metres high with one or two signs on it, each about a metre across"
     s.limb((x,0,z), (x,h,z), .1, (112,114,114), 'Column_Pole', least=2)
     for i,sign in enumerate(signs):
         for pts,color in sign: s.face([(x+.48*u,h-.1-i+.48*v,z) for u,v in pts], color, 'SignSymbol')
-def _plan_signs(s, side):
-    "A few signs beside the road, none farther than 30 metres"
+def _plan_signs(s, side): # a few signs beside the road, none farther than 30 metres
     r = s.rng
     for z in r.permutation([7.,10.,14.,19.,25.])[:r.poisson(1.5)].tolist():
         signs, x = [r.pick(_signs) for _ in range(r.pick([1,1,1,2]))], side*(s.road+r.uniform(.45,.9))
@@ -75,7 +72,7 @@ def _spot(x, z, angle, k=1.):
     sn, cs = k*math.sin(angle), k*math.cos(angle)
     return lambda l,y,w=0.: (x + l*sn + w*cs, k*y, z + l*cs - w*sn)
 
-# %% ../../nbs/samples/streets.ipynb #4ea8dc4d
+# %% ../../nbs/samples/streets.ipynb #278f2234
 def _block(profile, w0, w1):
     "Faces across and along a convex block with this side view, `w0` half-widths at the foot, `w1` at the top"
     low, top = profile[0][1], max(y for _,y in profile)
@@ -83,12 +80,10 @@ def _block(profile, w0, w1):
     across = [[left[i],left[i+1],right[i+1],right[i]] for i in range(len(profile)-1)]
     return across, [left[::-1],right]
 
-def _turned(pts):
-    "True when the corners run clockwise on the picture"
+def _turned(pts): # true when the corners run clockwise on the picture
     return sum(a[0]*b[1]-b[0]*a[1] for a,b in zip(pts, pts[1:]+pts[:1])) > 0
 
-def _inset(pts, k=.85):
-    "Corners drawn in toward their middle, to `k` (0–1) of their distance from it"
+def _inset(pts, k=.85): # corners drawn in toward their middle, to `k` (0–1) of their distance from it
     mid = [sum(c)/len(pts) for c in zip(*pts)]
     return [blend(mid, p, k) for p in pts]
 
@@ -104,7 +99,7 @@ def _car(s, x, z, angle, kind, color):
     _car_block(s, show, _block(cabin, .95, .76), color, glass)
     _car_parts(s, show, long, color)
 
-# %% ../../nbs/samples/streets.ipynb #f89c1f7b
+# %% ../../nbs/samples/streets.ipynb #f43755fc
 def _car_block(s, show, block, color, glass=None):
     "The faces of a block, bright where they lie flat; with windows in the colour `glass`, if any"
     for faces,light in zip(block, (.95,.9)):
@@ -113,7 +108,7 @@ def _car_block(s, show, block, color, glass=None):
             show(pts, color, 1.18 if flat else light)
             if glass and not flat: show(_inset(pts), glass)
 
-# %% ../../nbs/samples/streets.ipynb #ab7f7fd7
+# %% ../../nbs/samples/streets.ipynb #aeaa4d8d
 def _car_parts(s, show, long, color):
     "Wheels on both sides (-1, 1), then tyres, bumper, plate and lights at both ends, red at the rear"
     for w,end,rad in ((w,end,rad) for w in (-1,1) for end in (-.62,.62) for rad in (.36,.2)):
@@ -134,9 +129,8 @@ def _plan_car(s, x, z, angle):
     s.shadow([(u + d*((u-x)*d > 0), v) for u,v in foot])
     s.shadow(foot, .55)
 
-# %% ../../nbs/samples/streets.ipynb #d93f1c57
-def _plan_cars(s, side):
-    "Cars parked along the kerb and driving on one side, toward us when it is not ours"
+# %% ../../nbs/samples/streets.ipynb #0dac1e90
+def _plan_cars(s, side): # cars parked along the kerb and driving on one side, toward us when it is not ours
     r, way = s.rng, 0 if side == s.drive else math.pi
     x = max(1.1, .52*(s.road-1.9*any(s.parked.values())))
     for z in np.arange(r.uniform(7,10), 65, 6.2):
@@ -165,8 +159,7 @@ _skins = [(224,184,156), (200,156,126), (136,94,70)]
 _hairs = [(40,32,28), (74,54,38), (120,92,58), (150,146,140)]
 
 # %% ../../nbs/samples/streets.ipynb #3f1f4907
-def _limbs(s, p, limbs, code):
-    "Draw a list of limbs; `p` puts them into the world (see `_spot`)"
+def _limbs(s, p, limbs, code): # draw a list of limbs; `p` puts them into the world (see `_spot`)
     r, top = s.rng, s.rng.vary(s.rng.pick(_cloth))
     colors = dict(legs=r.vary(r.pick(_cloth[:5]),8), top=top, arms=blend(top,_black,.2), frame=top,
         tyre=_black)
@@ -179,14 +172,13 @@ def _head(s, p, angle, code):
     s.blob(u-math.sin(angle)*rad*.25, v-rad*(.2 if back else .45), rad*.9, rad*.8,
         s.tone(r.pick(_hairs),z), code)
 
-# %% ../../nbs/samples/streets.ipynb #23524336
+# %% ../../nbs/samples/streets.ipynb #fc46edd4
 def _person(s, x, z, angle, k):
     "Someone on foot, `k` times 1.75 metres tall, heading `angle` radians away from straight ahead"
     p = _spot(x, z, angle, k)
     _limbs(s, p, _walker, 'Pedestrian')
     _head(s, p(.02,1.62), angle, 'Pedestrian')
-def _cyclist(s, x, z, angle):
-    "A bicycle and its rider, heading `angle` radians away from straight ahead"
+def _cyclist(s, x, z, angle): # a bicycle and its rider, heading `angle` radians away from straight ahead
     p = _spot(x, z, angle)
     for end in (-.52,.52):
         s.face([p(end+u,y) for u,y in circle(.34,.34)], (110,110,112,110), 'Bicyclist')
@@ -194,19 +186,16 @@ def _cyclist(s, x, z, angle):
     _head(s, p(.2,1.66), angle, 'Bicyclist')
 
 # %% ../../nbs/samples/streets.ipynb #2d665685
-def _plan_people(s, side):
-    "People on the pavement, and a few who cross the road, with their shadows"
+def _plan_people(s, side): # people on the pavement, and a few who cross the road, with their shadows
     r, air = s.rng, s.air
     for _ in range(r.poisson(2.6)):
         x, z = side*r.uniform(s.road+.3,s.walk[side]-.3), 5.5+r.exponential(8)
         d = -air.side*1.7*air.length
         if r.random() < .12: x = r.uniform(-s.road,s.road)
-        s.later(z, .55, _person, x, z, r.pick([0,1.57,3.14,-1.57])+r.normal(0,.3),
-            r.normal(.96,.06))
+        s.later(z, .55, _person, x, z, r.pick([0,1.57,3.14,-1.57])+r.normal(0,.3), r.normal(.96,.06))
         s.shadow([(x-.2,z), (x+.2,z), (x+d+.2,z+air.front), (x+d-.2,z+air.front)])
         s.shadow([(x+.3*u,z+.2*v) for u,v in circle(1)], .4)
-def _plan_cyclists(s, side):
-    "Cyclists at the edge of the lane, sometimes crossing"
+def _plan_cyclists(s, side): # cyclists at the edge of the lane, sometimes crossing
     r, x = s.rng, side*(s.road - (2.3 if s.parked[side] else .7))
     for z in (6 + r.exponential(7, r.poisson(.5))).tolist():
         way = r.pick([0 if side == s.drive else math.pi]*2 + [side*1.57])
@@ -217,16 +206,14 @@ def _plan_cyclists(s, side):
 _rough = np.array([0,.02,.02,.008,.01,.07,.01,.03,.008,.02,.02,.008]) # the texture of each class
 _rank = np.array([0,0,6,0,0,0,3,1,2,4,5,0], np.uint8) # of each class: fence, car, sign, person, cyclist, pole
 
-def _add_void(mask):
-    "`mask` with a line of Void, one pixel wide, around everything thin or small"
+def _add_void(mask): # `mask` with a line of Void, one pixel wide, around everything thin or small
     rank = _rank[mask]
     p = np.pad(rank, 1)
     near = np.max([p[1:-1,:-2], p[1:-1,2:], p[:-2,1:-1], p[2:,1:-1]], 0)
     return np.where(near > rank, np.uint8(class_code('Void')), mask)
 
 # %% ../../nbs/samples/streets.ipynb #ad69009d
-def _plan(s):
-    "Fill `todo` and the shadows"
+def _plan(s): # fill `todo` and the shadows
     for side in (-1,1):
         plan_houses(s, side)
         for o in (_plan_poles, _plan_signs, _plan_cars, _plan_people, _plan_cyclists): o(s, side)
@@ -236,9 +223,8 @@ def _expose(s, a):
     a = (a*(r.uniform(95,120)/a[len(a)//2:].mean())**.75 - 118)*r.uniform(.92,1.15) + 118
     return a*r.uniform(.97,1.03,3)
 
-# %% ../../nbs/samples/streets.ipynb #00aabbfa
-def _develop(s):
-    "The finished picture (RGB) and mask (L), shrunk to their final size"
+# %% ../../nbs/samples/streets.ipynb #b8e41056
+def _develop(s): # the finished picture (RGB) and mask (L), shrunk to their final size
     r, size = s.rng, s.size[::-1]
     mask = np.asarray(s.mask.resize(size, Image.Resampling.NEAREST))
     rough = _rough[mask]*(.6*r.normal(0, 1, mask.shape) + .7*r.blotches(mask.shape, (32,64)))

@@ -56,25 +56,23 @@ _towns = dict( # metres: mean height, spread, length of a house, garden; share o
     suburb  = SimpleNamespace(high=(5,7), spread=.6, long=(6,10), yard=(2,4.5), gap=.30, pitch=1.))
 
 # %% ../../nbs/samples/town.ipynb #64f8d893
-def _weather(s, kind=None):
-    "Light, colours and haze (per metre) of the day, which is of this `kind`"
+def _weather(s, kind=None): # light, colours and haze (per metre) of the day, which is of this `kind`
     r = s.rng
     kind = kind or str(r.choice(list(_days), p=[o[0] for o in _days.values()]))
     _, sun, top, foot, cloud, light, haze, wet = _days[kind]
     s.air = SimpleNamespace(kind=kind, sun=sun, side=r.pick([-1,1]), front=r.uniform(-1,1),
         length=r.uniform(.3,1.1), top=r.vary(top), foot=r.vary(foot,7), cloud=cloud*r.uniform(.5,1.3),
-        wet=wet*r.uniform(.5,1),
-        light=(np.array(light)*r.uniform(.9,1.08)*r.uniform(.97,1.03,3)).tolist(),
+        wet=wet*r.uniform(.5,1), light=(np.array(light)*r.uniform(.9,1.08)*r.uniform(.97,1.03,3)).tolist(),
         haze=haze*r.uniform(.6,1.5))
 
-# %% ../../nbs/samples/town.ipynb #2a40c7b7
+# %% ../../nbs/samples/town.ipynb #8669849e
 def _camera(s):
     "Focal length, vanishing point and horizon (drawing pixels), height (metres), bend of the road"
     r = s.rng
     s.f, s.vx, s.hy = s.w*r.uniform(.72,.95), s.w*r.uniform(.38,.62), s.h*r.uniform(.41,.53)
     s.cam, s.bend = r.uniform(1.45,1.95), r.normal(0,.0011)
 
-# %% ../../nbs/samples/town.ipynb #4c237943
+# %% ../../nbs/samples/town.ipynb #17ac7de2
 def _street(s):
     "The sort of street, how full its kerbs are (0–1), widths from its middle (metres), colour of leaves"
     r, style = s.rng, s.rng.pick(['terrace','city','suburb','city'])
@@ -103,7 +101,7 @@ class _View(_Canvas):
         "Drawing pixels that `metres` take up `z` metres away, and no fewer than `least` final ones"
         return max(metres*self.f/max(z,1.), least*_ss)
 
-# %% ../../nbs/samples/town.ipynb #d7b48c47
+# %% ../../nbs/samples/town.ipynb #4d97b547
 class Town(_View):
     "A street's picture and mask, drawn in flat faces and thick lines; what is painted later; shadows"
     def face(self, points, color, code, light=1.):
@@ -133,22 +131,20 @@ def paint_sky(s):
     cover = np.clip(r.blotches(size, (2,4,8,16,32))*.5 + air.cloud - .4, 0, 1)[...,None]*.8
     cloud = np.array(blend(air.foot, (246,244,242), .5)) + 10*r.blotches(size, (4,9,20))[...,None]
     glow = 22*air.sun*np.exp(-((np.linspace(0,1,size[1]) - .5 - .6*air.side)/.6)**2)[None,:,None]
-    s.img.paste(as_image(blue*(1-cover) + cloud*cover + glow).resize(s.img.size,
-        Image.Resampling.BICUBIC))
+    s.img.paste(as_image(blue*(1-cover) + cloud*cover + glow).resize(s.img.size, Image.Resampling.BICUBIC))
 def _ground_points(s):
     "Metres right and ahead of the ground that each pixel below the horizon shows, and the first such row"
     top = int(s.hy)+2
     z = (s.cam*s.f/(np.arange(top,s.h)-s.hy))[:,None]
     return (np.arange(s.w)-s.vx)*(z/s.f) - s.bend*z*z + s.camx, z, top
 
-# %% ../../nbs/samples/town.ipynb #ce08ec23
+# %% ../../nbs/samples/town.ipynb #209b076e
 def _grain(s, x, z):
     "How much brighter or darker (-1–1) worn tar and stone are at `x`, `z`; repeats after some metres"
     r, cell = s.rng, lambda metres,per_metre: (metres*per_metre).astype(np.int32) & 127
     fine, coarse = r.normal(0, .05, (128,128)), r.blotches((128,128), (3,8,20))*.035
     return coarse[cell(z,2),cell(x,5)] + fine[cell(z,7),cell(x,16)]/(1+z/12)
-def _wear_ground(s):
-    "Grain, rain, shadows and haze on the ground, in perspective"
+def _wear_ground(s): # grain, rain, shadows and haze on the ground, in perspective
     x, z, top = _ground_points(s)
     rain = np.array([0,0,0,.22,.12]+[0]*7)[np.asarray(s.mask)[top:]]*s.air.wet
     dark = np.asarray(s.shade.filter(ImageFilter.BoxBlur(2)))[top:]/255
@@ -171,9 +167,8 @@ def _paint_side(s, side, slab):
     _strip(s, side*s.road, side*s.walk[side], slab, 'Sidewalk')
     _strip(s, side*s.road, side*(s.road+.18), s.rng.vary((180,178,174),6), 'Sidewalk')
 
-# %% ../../nbs/samples/town.ipynb #a48cb6cc
-def _paint_lines(s):
-    "Dashes 2.6 m long, lines along the edge, and now and then a zebra crossing"
+# %% ../../nbs/samples/town.ipynb #6e8b98d5
+def _paint_lines(s): # dashes 2.6 m long, lines along the edge, and now and then a zebra crossing
     r, road, gap, white = s.rng, s.road, s.rng.uniform(3,6), s.rng.vary((214,213,208))
     for z in np.arange(r.uniform(1,5), 70, 2.6+gap): _strip(s, -.08, .08, white, 'Road', z, z+2.6)
     edge, xs = r.pick([(white,()), (white,(.42,)), ((206,176,72),(.42,.64))])
@@ -181,7 +176,7 @@ def _paint_lines(s):
     stripes, z = np.arange(.5-road, road-.5, 1.1) if r.random() < .2 else (), r.uniform(6,22)
     for x in stripes: _strip(s, x, x+.55, white, 'Road', z, z+3)
 
-# %% ../../nbs/samples/town.ipynb #b0c8c555
+# %% ../../nbs/samples/town.ipynb #f3184fe3
 def paint_ground(s):
     "Both sides, the road with its lines, and what weather and wear do to them"
     r, grey = s.rng, s.rng.uniform(86,114)
@@ -203,13 +198,12 @@ def _panel(s, a, b, u0, u1, y0, y1, color, light=1., code='Building'):
     "The part `u0` to `u1` (0–1), `y0` to `y1` (metres up) of the wall between ground points `a` and `b`"
     (px,pz), (qx,qz) = blend(a, b, u0), blend(a, b, u1)
     s.face([(px,y0,pz), (px,y1,pz), (qx,y1,qz), (qx,y0,qz)], color, code, light)
-def _pane(s):
-    "The colour of a window: dark, with some of the sky in it, or a curtain"
+def _pane(s): # the colour of a window: dark, with some of the sky in it, or a curtain
     r = s.rng
     if r.random() >= .85: return r.vary((190,184,172))
     return blend(r.vary((58,66,76)), s.air.foot, .6*r.random()**2)
 
-# %% ../../nbs/samples/town.ipynb #90518bcf
+# %% ../../nbs/samples/town.ipynb #f6852986
 def _bay(s, a, b, u, du, y, dy, plan, light, door):
     "A window, shop front or door on the part of a wall from `u` (0–1) and `y` on, `du` by `dy`"
     if blend(a, b, u+du)[1] < 3: return
@@ -220,7 +214,7 @@ def _bay(s, a, b, u, du, y, dy, plan, light, door):
         at(plan.gap-.06, 1.06-plan.gap, .24, .84, plan.frame)
         at(plan.gap, 1-plan.gap, .28, .8, _pane(s), min(light,1.))
 
-# %% ../../nbs/samples/town.ipynb #96870a3a
+# %% ../../nbs/samples/town.ipynb #1c8052b4
 def _facade(s, a, b, h, plan, light, windows=True):
     "A wall `h` metres high with storeys of windows, between ground points `a` and `b` (x, z)"
     for top,k in ((h,.85), (h-.3,1.), (.5,.8)): _panel(s, a, b, 0, 1, 0, top, plan.color, light*k)
@@ -241,7 +235,7 @@ def _building_plan(s, color=None):
         door=r.integers(3), shop=not s.suburb and r.random() < .4, pitch=r.random() < s.town.pitch,
         bay=r.uniform(2,3.2), storey=r.uniform(2.7,3.5), gap=r.uniform(.2,.32))
 
-# %% ../../nbs/samples/town.ipynb #0f72e1a8
+# %% ../../nbs/samples/town.ipynb #6c38c828
 def _sunlight(s, side=0):
     "Light on walls that face the road from the left (-1) or the right (1), or that face us (0)"
     return 1 + s.air.sun*(.15*s.air.front if side == 0 else -.25 if side == s.air.side else .16)
@@ -254,7 +248,7 @@ def _building(s, side, x, z0, z1, h, plan):
         _roof(s, side, x, z0, z1, h, plan)
     _facade(s, a, (side*x,z1), h, plan, _sunlight(s, side))
 
-# %% ../../nbs/samples/town.ipynb #096c90de
+# %% ../../nbs/samples/town.ipynb #2f93e9e2
 def _roof(s, side, x, z0, z1, h, plan):
     "A pitched roof 3.4 m high over eaves at `h` metres, with up to two chimneys"
     eave, mid, light = side*(x-.3), side*(x+4.5), _sunlight(s, side)
@@ -270,7 +264,7 @@ def _build(s, side, x, z, long, h, plan):
     if s.air.side == side:
         s.shadow([(side*x,z), (side*x,z+long), (side*x-over,z+long+slant), (side*x-over,z+slant)])
 
-# %% ../../nbs/samples/town.ipynb #2eb7e945
+# %% ../../nbs/samples/town.ipynb #52000991
 def _plan_buildings(s, side):
     "A row of buildings up to the end of the street; in the gaps are trees behind a fence"
     r, town, x, z = s.rng, s.town, s.yard[side], s.rng.uniform(-4,5)
@@ -303,15 +297,13 @@ def _crown(s, x, y, rx, ry, z, n=30, light=1.):
     bright = (.60 + .40*t - .26*dy + .26*dx*s.air.side*s.air.sun + r.normal(0,.09,n))*light
     spots = np.stack([x+dx*rx, y+(dy-size*.2)*ry, size*rx, size*ry*.85], 1)
     for spot,k in zip(spots.tolist(), bright.tolist()): s.blob(*spot, s.tone(color,z,k), 'Tree')
-def _tree(s, x, z, h, wide):
-    "A tree `h` metres high whose crown is `wide` times as wide as high"
+def _tree(s, x, z, h, wide): # a tree `h` metres high whose crown is `wide` times as wide as high
     n, k = int(np.clip(s.px(h,z)/_ss*1.8, 14, 140)), s.px(h,z)
     s.limb((x,0,z), (x,h*.5,z), h*.026, s.rng.vary((92,76,62),8), 'Tree', least=2)
     _crown(s, *s.at(x,h*.65,z), k*.35*wide, k*.35, z, n)
 
-# %% ../../nbs/samples/town.ipynb #f44588b9
-def _plant(s, x, z, h):
-    "A tree for later, `h` metres high, and its shadow on the ground"
+# %% ../../nbs/samples/town.ipynb #93185169
+def _plant(s, x, z, h): # a tree for later, `h` metres high, and its shadow on the ground
     r, air, wide = s.rng, s.air, s.rng.pick([1,1,.9,.5])
     if z < 4: return
     s.later(z, h*.4, _tree, x, z, h, wide)
@@ -320,9 +312,8 @@ def _plant(s, x, z, h):
     s.shadow([(cx+rad*u*w,cz+rad*v*w) for (u,v),w in around])
     s.shadow([(x-.15,z), (x+.15,z), (cx,cz)])
 
-# %% ../../nbs/samples/town.ipynb #a7374360
-def _plan_trees(s, side):
-    "Trees in the gardens, or a row of them along the kerb of some streets"
+# %% ../../nbs/samples/town.ipynb #06f8de08
+def _plan_trees(s, side): # trees in the gardens, or a row of them along the kerb of some streets
     r = s.rng
     if not s.suburb and r.random() < .4: return
     lo, hi = (s.walk[side]+.8, s.yard[side]+.5) if s.suburb else (s.road+.8,)*2
@@ -337,13 +328,11 @@ _fences = [(1.6,(128,98,70),255,.5), (1.,(216,214,206),190,.4), (1.2,(52,54,56),
 def _fence(s, side, x, z0, z1, kind=None):
     "A fence along the road from `z0` to `z1`, `x` metres from its middle"
     h, color, solid, step = kind or s.rng.pick(_fences)
-    part = lambda z0,z1,*args: _panel(s, (side*x,z0), (side*x,z1), 0, 1, *args, _sunlight(s, side),
-        'Fence')
+    part = lambda z0,z1,*args: _panel(s, (side*x,z0), (side*x,z1), 0, 1, *args, _sunlight(s, side), 'Fence')
     part(max(z0,2), z1, 0, h, (*blend(color,_black,.15),solid))
     for z in np.arange(max(z0,2), min(z1,20), step): part(z, z+step*.5, 0, h, color)
     for y in (.1,h-.12): part(max(z0,2), z1, y, y+.12, color)
-def _plan_fences(s, side):
-    "Fences around gardens; railings by some kerbs elsewhere"
+def _plan_fences(s, side): # fences around gardens; railings by some kerbs elsewhere
     r, kind, z = s.rng, s.rng.pick(_fences), s.rng.uniform(6,14)
     for z in np.arange(z-12, 50*s.suburb, 9):
         if r.random() < .7: s.later(z+8, 1.2, _fence, side, s.walk[side]+.2, z, z+8, kind)
