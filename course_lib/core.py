@@ -138,7 +138,7 @@ def _read_section(path, cp, section, kinds, names):
             raise CourseError(f"{path}: [{section}] {k} = {v or '(nothing)'}: expected {e}") from None
     return res
 
-# %% ../nbs/lib/core.ipynb #7d1008d0
+# %% ../nbs/lib/core.ipynb #cfea2c01
 def _checked_settings(files):
     names, res, parsed = lessons(), {}, {p: _parse_ini(p) for p in files}
     own = parsed[files[0]]

@@ -30,7 +30,7 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/lib/files.ipynb #b5ec3fc6
+# %% ../nbs/lib/files.ipynb #c511b7a5
 def write_atomic(
     path:str|Path, # where the file shall be
     data:str|bytes # what it shall hold
@@ -53,7 +53,7 @@ def why_unwritable(
     why = 'the disk is full. Make room' if full else f'it cannot be written to ({e.strerror or e}). Mend that'
     return f'{tell_path(path)}: {why}, or choose another place with {setting}'
 
-# %% ../nbs/lib/files.ipynb #e44fcece
+# %% ../nbs/lib/files.ipynb #0bf0e71f
 def check_folder(
     path:str|Path, # a folder, made if need be
     setting:str    # what says where it is
@@ -132,7 +132,7 @@ def _imported(name):
     try: return importlib.import_module(name)
     except Exception: return name # no module of this machine, or relative
 
-# %% ../nbs/lib/files.ipynb #1d800814
+# %% ../nbs/lib/files.ipynb #b78767f4
 def _used(f):
     "What a function's code, and that of functions within it, loads (globals by name) and imports (modules)"
     codes = [f.__code__]
@@ -174,7 +174,7 @@ class _Hasher(NumpyHasher):
         self.todo.append(parts)
         return object, ()
 
-# %% ../nbs/lib/files.ipynb #543fe04d
+# %% ../nbs/lib/files.ipynb #9a33cd72
 def code_key(
     fn # a function, method, class, `partial` or callable object
 ) -> str:
@@ -200,7 +200,7 @@ def read_json(
     raise CourseError(f'{tell_path(path)}: empty, cut off, or not written by the course ({why}). '
         'Move it away')
 
-# %% ../nbs/lib/files.ipynb #0c86802d
+# %% ../nbs/lib/files.ipynb #d98d4104
 def readable_json(path:Path, keys:tuple=()) -> dict|None:
     "`read_json`, but a file that cannot be read is named and left out"
     try: return read_json(path, keys)

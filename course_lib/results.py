@@ -57,7 +57,7 @@ def _made_with(cfg, n, changed=()): # what every result says about its run
     return dict(kind=run_kind(cfg, n, N, as_made, changed), n=n, N=N, settings=dict(cfg), versions=versions(),
                 device=device_name(device), device_kind=device.type)
 
-# %% ../nbs/lib/results.ipynb #32c0e7b2
+# %% ../nbs/lib/results.ipynb #8667edf6
 def record(
     lesson:str, # name of the lesson
     cfg:dict,   # the settings that were used
@@ -182,7 +182,7 @@ class Answers:
             if o.full: continue
             self.figures(k, lesson_settings(self.lesson, 'sample', **{**o.changed, **self.smallest}), 1)
 
-# %% ../nbs/lib/results.ipynb #d234613a
+# %% ../nbs/lib/results.ipynb #fa64e9da
 def _wanted(ask, profile, only, seeds):
     "The settings of the experiments that this profile has, and which of them are kept with these settings"
     if seeds < 1: raise CourseError(f'--seeds {seeds}: nothing would be run. Expected 1 or more')
@@ -193,7 +193,7 @@ def _wanted(ask, profile, only, seeds):
     same = lambda k, old: all(old.get(s) == v for s,v in cfgs[k].items() if s not in ('device', 'seed'))
     return cfgs, {k for k,v in load_answers(ask.lesson).items() if k in cfgs and same(k, v['settings'])}
 
-# %% ../nbs/lib/results.ipynb #61a892a1
+# %% ../nbs/lib/results.ipynb #c64a0d7a
 def _keep(ask, profile, n, only=(), seeds=3, only_list=False, keep=False):
     "Run experiments, those in `only` or all that are not kept yet, over several seeds and keep their rows"
     (cfgs, kept), todo = _wanted(ask, profile, only, seeds), range(1, seeds+1)
@@ -211,7 +211,7 @@ def _most_like(known, cfg, device):
     best = sorted(known, key=like)[-1] # this machine's last
     return best, [f"{k} {best['settings'].get(k)}, now {cfg[k]}" for k in unlike(best)]
 
-# %% ../nbs/lib/results.ipynb #78d293fc
+# %% ../nbs/lib/results.ipynb #edb4bf11
 def expected_minutes(
     lesson:str, # name of the lesson
     profile:str # `sample` or `full`
