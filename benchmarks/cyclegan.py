@@ -129,12 +129,12 @@ def main(
     keep:bool=False # write to results/benchmarks
 ):
     "Compare the plain loop with `CycleGAN.step`"
-    from course_lib.core import (clone_root, default_device, device_name, lesson_settings, runs_home,
+    from course_lib.core import (clone_root, course_device, device_name, lesson_settings, runs_home,
         seed_everything)
     from course_lib.results import versions
     from course_lib.files import write_atomic
     from course_lib.cyclegan import CycleGAN
-    dev = default_device()
+    dev = course_device()
     sz = sz or (256 if dev.type == 'cuda' else 128)
     seed_everything(0)
     cfg = lesson_settings('07', 'full', sz=sz, ngf=ngf, ndf=ngf, blocks=blocks, half=half)

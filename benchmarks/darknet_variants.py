@@ -16,10 +16,10 @@ from fastcore.script import call_parse
 def stepper(cfg, bs, kwargs):
     "A function that makes one training step, and the model"
     import torch, torch.nn.functional as F
-    from course_lib.core import default_device, seed_everything
+    from course_lib.core import course_device, seed_everything
     from course_lib.darknet import darknet_of
     seed_everything(1)
-    dev = default_device()
+    dev = course_device()
     model = darknet_of(cfg, **kwargs).to(dev, memory_format=torch.channels_last)
     opt = torch.optim.SGD(model.parameters(), lr=.01, momentum=.9)
     xb = torch.rand(bs, 3, 32, 32, device=dev).contiguous(memory_format=torch.channels_last)

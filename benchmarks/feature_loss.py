@@ -63,14 +63,14 @@ def main(
 ):
     "Measure both losses in turn"
     import torch
-    from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything
+    from course_lib.core import clone_root, course_device, device_name, runs_home, seed_everything
     from course_lib.results import versions
     from course_lib.files import write_atomic
     from course_lib.feature_loss import FeatureLoss, Judge
     from course_lib.unet import Hooks, before_it_shrinks, layer_shapes
     torch.set_num_threads(threads)
     seed_everything(42)
-    dev, wgts = default_device(), [5, 15, 2]
+    dev, wgts = course_device(), [5, 15, 2]
     sync = torch.cuda.synchronize if dev.type == 'cuda' else lambda: None
     net = a_judge(judge)
     ids = before_it_shrinks(layer_shapes(net))[2:5]

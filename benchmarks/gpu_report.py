@@ -49,9 +49,9 @@ def device(job):
     "Name, memory, types, and the speed of one large product"
     code = '''
 import json, time, torch
-from course_lib.core import default_device, device_name
+from course_lib.core import course_device, device_name
 from course_lib.results import versions
-dev = default_device()
+dev = course_device()
 n = 4096 if dev.type == 'cuda' else 256
 sync = torch.cuda.synchronize if dev.type == 'cuda' else lambda: None
 def tflops(dtype):
@@ -196,8 +196,8 @@ def main(
     keep:bool=False    # write to results/gpu/DEVICE
 ):
     "Measure on a card what only a card can show"
-    from course_lib.core import clone_root, default_device, device_name, runs_home
-    kind = default_device().type
+    from course_lib.core import clone_root, course_device, device_name, runs_home
+    kind = course_device().type
     if kind != 'cuda' and not short: raise SystemExit('gpu_report: torch sees no CUDA device here. --short tries the script on a CPU')
     home = clone_root()/'results' if keep else runs_home()
     folder = Path(out or home/'gpu'/re.sub(r'\W+', '-', device_name()).strip('-').lower()).resolve()

@@ -92,14 +92,14 @@ def main(
 ):
     "Compare our style transfer with a plain one"
     import torch
-    from course_lib.core import clone_root, default_device, device_name, runs_home, seed_everything
+    from course_lib.core import clone_root, course_device, device_name, runs_home, seed_everything
     from course_lib.results import versions
     from course_lib.files import write_atomic
     from course_lib.data import get_data
     from course_lib.models import half_dtype
     from course_lib.style import Canvas, block_ends, open_picture, optimise, picture_batch, soft_noise, transfer_loss
     torch.set_num_threads(threads)
-    device, path = default_device(), get_data('style_images', 'sample')
+    device, path = course_device(), get_data('style_images', 'sample')
     c, p = (picture_batch(open_picture(path/o), (size, size), device) for o in (f'content_{content}.png', f'style_{style}.png'))
     seed_everything(0)
     net, judge, trained = networks(arch, pretrained, torch.cat([c, p]), device)

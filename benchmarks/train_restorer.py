@@ -204,10 +204,10 @@ def main(
 ):
     "Train, measure on photographs held out, and write weights and figures"
     from safetensors.torch import load_file, save_file
-    from course_lib.core import default_device, device_name
+    from course_lib.core import course_device, device_name
     from course_lib.results import versions
     if not data: raise SystemExit('train_restorer: --data is missing. Expected a folder of photographs')
-    dev, out = default_device(), Path(out)
+    dev, out = course_device(), Path(out)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
     train, held = photographs(data)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch, torch.distributed as dist, torch.nn.functional as F
 from torch import nn
 from PIL import Image
-from .core import CourseError, default_device
+from .core import CourseError, course_device
 from .files import atomic_path
 from .data import image_cache, known_images
 from .pictures import open_rgb
@@ -95,7 +95,7 @@ def _world(): return dist.get_world_size() if dist.is_initialized() else 1
 def _join_processes():
     "Under torchrun: find the other processes, and take a card of one's own"
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized(): return
-    cuda = default_device().type == 'cuda'
+    cuda = course_device().type == 'cuda'
     if cuda: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     dist.init_process_group('nccl' if cuda else 'gloo')
 
@@ -189,7 +189,7 @@ def stripes_detector(
 ): # a module: (n, 3, h, w) → (n, 1), above 0 for B
     "A small classifier, trained to tell real A from real B; it never sees a fake"
     torch.manual_seed(seed)
-    dev, g = default_device(), torch.Generator().manual_seed(seed)
+    dev, g = course_device(), torch.Generator().manual_seed(seed)
     net = _detector().to(dev)
     opt = torch.optim.Adam(net.parameters(), 3e-3)
     y = torch.arange(2, device=dev).repeat_interleave(16).float()[:,None]
@@ -207,7 +207,7 @@ def by_parts(
     n:int=16  # pictures at a time
 ):            # what it says, on the CPU
     "A network's answers to many pictures, a few at a time"
-    dev = default_device()
+    dev = course_device()
     return torch.cat([f(o.to(dev)).float().cpu() for o in x.split(n)])
 
 # %% ../nbs/lib/checkpoints.ipynb #7f715766

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from fastcore.basics import num_cpus
 from fastcore.script import CliError, call_parse, parse_cli
-from .core import (CourseError, active_profile, clone_root, default_device, device_name,
+from .core import (CourseError, active_profile, clone_root, course_device, device_name,
     find_lesson, lesson_settings, lessons, read_settings, runs_home, settings_files, tell_path)
 from .results import (expected_minutes, header, load_answers, load_results, versions,
     answers_files, mean_sd)
@@ -215,7 +215,7 @@ def write_page(
 # %% ../nbs/lib/cli.ipynb #659cc3e8
 def _device_name():
     "The device's name; a graphics card is asked by another process, since its memory is for the kernels"
-    if default_device().type != 'cuda': return device_name()
+    if course_device().type != 'cuda': return device_name()
     ask = [sys.executable, '-c', 'from course_lib.core import device_name; print(device_name())']
     return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -308,7 +308,7 @@ def side_by_side(
     if jobs < 0: raise CourseError(f'--jobs {jobs}: expected 1 or more, or 0 for as many as the machine bears')
     cores, own = num_cpus() or 1, os.environ.get('OMP_NUM_THREADS', '')
     own = int(own) if own.isdigit() else 0
-    shared = profile == 'sample' and default_device().type == 'cpu'
+    shared = profile == 'sample' and course_device().type == 'cpu'
     if not jobs: jobs = min(max(2, cores//2), cores//max(1, own), _that_fit()) if shared else 1
     jobs = max(1, min(jobs, n))
     return jobs, own or (max(1, min(2, cores//jobs)) if shared else 0)
@@ -652,7 +652,7 @@ def style(
 def memory_gb() -> str:
     "Memory of the default device and of the machine, in words"
     import torch
-    dev = default_device()
+    dev = course_device()
     own = f'{torch.cuda.get_device_properties(dev).total_memory/2**30:.0f} GiB on the GPU, ' if dev.type == 'cuda' else ''
     try: return own + f"{os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB in the machine"
     except (ValueError, OSError): return own + 'of the machine: unknown' # a system that does not tell
@@ -676,7 +676,7 @@ def weights_at_hand() -> list: # file names
 def doctor():
     "Versions, device, data, weights, and how long each lesson took"
     print(text_table([[k, v] for k,v in versions().items()], ['package', 'version']))
-    print(f"\ndevice    {default_device().type}: {device_name()}\nmemory    {memory_gb()}")
+    print(f"\ndevice    {course_device().type}: {device_name()}\nmemory    {memory_gb()}")
     print(f"profile   {active_profile()} ({', '.join(map(tell_path, settings_files()))})")
     print('\n' + text_table(data_report(), ['dataset', 'sample', 'full']))
     print(f"\npretrained weights: {', '.join(weights_at_hand()) or 'none here; lessons say so and go on from scratch'}")

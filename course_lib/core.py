@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CourseError', 'clone_root', 'course_file', 'data_home', 'runs_home', 'home_folder', 'tell_path', 'lessons',
-           'find_lesson', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings', 'default_device',
+           'find_lesson', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings', 'course_device',
            'device_name', 'seed_everything']
 
 # %% ../nbs/lib/core.ipynb #8934f070
@@ -191,7 +191,7 @@ def lesson_settings(
     return AttrDict({**cfg, **changed, 'lesson': lesson, 'profile': prof})
 
 # %% ../nbs/lib/core.ipynb #7d9056a0
-def default_device(): # torch.device
+def course_device(): # torch.device
     "The device to train on: `COURSE_DEVICE`, the setting `device`, or CUDA if there is one"
     import torch
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
@@ -216,7 +216,7 @@ def device_name(
 ) -> str:
     "What the device calls itself, and how many threads a CPU computes with"
     import torch
-    device = ifnone(device, default_device())
+    device = ifnone(device, course_device())
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
     n = torch.get_num_threads()
     return f"{_cpu_name()}, {n} thread{'s' if n>1 else ''}" if device.type == 'cpu' else 'Apple GPU (MPS)'

@@ -23,7 +23,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
 from .core import CourseError, data_home, tell_path
 from .files import file_lock, code_key, why_unwritable
-from .show import md_rows, show_images
+from .show import md_rows, show_grid
 from .pictures import as_rgb, file_ids, may_write, open_photo, open_rgb, why_unreadable
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold, gaussian_blur,
     greyscale, jpeg, scratches, span, steps, vignette)
@@ -97,7 +97,7 @@ def beside(
     "Photographs side by side, small ones with their pixels to be seen"
     w = full[0] if full else max(o.width for o in ims)
     up = [o.resize((w, round(o.height*w/o.width)), Image.Resampling.NEAREST) if o.width < w else o for o in ims]
-    return as_jpeg(show_images(up, titles=titles, ncols=ncols, size=size, nearest=False))
+    return as_jpeg(show_grid(up, titles=titles, ncols=ncols, size=size, nearest=False))
 
 def before_after(
     fn,               # a crappifier

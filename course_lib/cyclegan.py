@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import master_bar, progress_bar
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 from .checkpoints import (Conv2d, InstanceNorm, UnetGenerator, half_gradients, load_checkpoint, measure,
     save_checkpoint, save_strips, share_gradients, stripes_detector, _join_processes, _rank, _world)
 from .data import get_data, image_cache, known_images
@@ -202,7 +202,7 @@ class CycleGAN(nn.Module):
         self.G, self.F, self.D_A, self.D_B = (init_weights(o()) for o in (make, make, critic, critic))
         self.mean_G, self.mean_F = (copy.deepcopy(o).requires_grad_(False) if cfg.ema else None for o in (self.G, self.F))
         self.cfg, self.pools = cfg, [ImagePool(cfg.pool, [seed, seed+1][k] + 1000*_rank()) for k in (0,1)]
-        dev = default_device()
+        dev = course_device()
         self.to(dev, memory_format=memory_layout(dev))
         half_gradients(self, cfg.half == 'auto')
         self.low = half_dtype(dev) if cfg.half == 'auto' and dev.type == 'cuda' else None
@@ -311,7 +311,7 @@ def batches(
     start:int=0  # the step to begin with
 ): # yields two tensors (bs, 3, sz, sz) on the device
     "This process's part of an epoch"
-    dev, every = default_device(), bs*_world()
+    dev, every = course_device(), bs*_world()
     for i in range(start, len(ds)//every):
         first = i*every + _rank()*bs
         yield tuple(torch.stack(o).to(dev) for o in zip(*(ds[j] for j in range(first, first+bs))))
@@ -380,7 +380,7 @@ def fixed_pairs(
 ) -> tuple:  # two tensors (n, 3, sz, sz) on the device
     "The pictures that are looked at after every epoch"
     ds = UnalignedDataset(path, choosing_split(path), cfg.sz, cfg.sz)
-    return tuple(torch.stack(o).to(default_device()) for o in zip(*(ds[i] for i in range(n))))
+    return tuple(torch.stack(o).to(course_device()) for o in zip(*(ds[i] for i in range(n))))
 
 # %% ../nbs/07_cyclegan.ipynb #43d8adba
 def _heaps(cfg, seed):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastai.vision.all import MSELossFlat
 from fastcore.basics import AttrDict, patch
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 from .crappify import apply, load_crappifier, parse_steps
 from .pictures import open_photo
 from .gan import critic_step, one_side, patch_critic
@@ -242,7 +242,7 @@ def lpips_ruler(
     net = LearnedPerceptualImagePatchSimilarity(net_type='squeeze', normalize=True).eval()
     @torch.no_grad()
     def f(pred, targ):
-        dev, total = default_device(), 0.
+        dev, total = course_device(), 0.
         for a,b in zip(unit(pred).split(32), unit(targ).split(32)):
             total += net.to(dev)(a.to(dev), b.to(dev)).item()*len(a)
         return total/len(pred)
@@ -367,7 +367,7 @@ def fit_nogan(
 ) -> dict:
     "Feature loss, then a critic, then a short game with both (Antic's NoGAN)"
     learn, large = _trained(cfg, seed)
-    gen, critic = learn.model, patch_critic(24).to(default_device())
+    gen, critic = learn.model, patch_critic(24).to(course_device())
     adam = lambda m, lr: torch.optim.Adam(m.parameters(), lr, betas=(0., .99))
     opts = adam(critic, 1e-3), adam(gen, 1e-4)
     plain = lambda dl: ([o.as_subclass(torch.Tensor) for o in b] for b in dl)

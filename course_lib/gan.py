@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock
 from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 from .files import MadeHere
 from .data import TensorDL
 from .models import channels_last, check_finite, imagenet_weights, torchvision_encoder
@@ -107,7 +107,7 @@ def critic_dls(
     is_valid = lambda o: held_out(origin[o], root)
     block = DataBlock((ImageBlock(SquarePhoto), CategoryBlock(classes)), splitter=FuncSplitter(is_valid), batch_tfms=pair_tfms(cfg),
         get_items=lambda _: [o for o in origin for _ in range(draws(is_valid(o), cfg))], get_y=lambda o: classes[origin[o] == o])
-    return block.dataloaders(root, bs=cfg.bs_critic, dl_type=TensorDL, sz=(cfg.size,)*2, device=default_device())
+    return block.dataloaders(root, bs=cfg.bs_critic, dl_type=TensorDL, sz=(cfg.size,)*2, device=course_device())
 
 # %% ../nbs/04_gan_superres.ipynb #c2184ef6
 def critic_learner(
@@ -283,7 +283,7 @@ def _generator_learner(cfg, seed, pretrain):
     first = _first_stage(tuple(cfg.items()), seed) if pretrain else None
     seed_everything(seed) # whether the first stage was trained just now, or for an experiment before
     gen = deepcopy(first) if pretrain else make_generator(cfg)[0]
-    return path_hr, pairs, gen_learner(pair_dls(pairs, path_hr, cfg), gen.to(default_device()))
+    return path_hr, pairs, gen_learner(pair_dls(pairs, path_hr, cfg), gen.to(course_device()))
 
 # %% ../nbs/04_gan_superres.ipynb #888ec441
 def _game(critic=None, pretrain=True):

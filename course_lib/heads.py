@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from fastai.basics import DataLoader, DataLoaders
 from fastai.callback.rnn import rnn_cbs
-from .core import CourseError, default_device, seed_everything
+from .core import CourseError, course_device, seed_everything
 from .data import get_data
 from .pointer import PointerLM, TiedLM, spoken_numbers, thousands_right
 from .resnet import course_learner
@@ -74,7 +74,7 @@ def number_classes(
     sets = [list(zip(number_rows(o, vocab), [v % n for l in o for v in spoken_numbers(l)])) for o in (lines['train'], lines['valid'])]
     if len(sets[0]) < bs: raise CourseError(f'number_classes: bs = {bs}, and there are {len(sets[0])} numbers to train on. Expected a smaller bs')
     train, valid = DataLoader(sets[0], bs=bs, shuffle=True, drop_last=True), DataLoader(sets[1], bs=4*bs)
-    return DataLoaders(train, valid, device=default_device())
+    return DataLoaders(train, valid, device=course_device())
 
 # %% ../nbs/answers/09_human_numbers.ipynb #0fa40c33
 def fit_words(

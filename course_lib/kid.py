@@ -11,7 +11,7 @@ import warnings
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
-from .core import CourseError, default_device, seed_everything
+from .core import CourseError, course_device, seed_everything
 
 # %% ../nbs/lib/kid.ipynb #43dbc1c0
 def to_unit(
@@ -89,11 +89,11 @@ def train_judge(
 ) -> RoomJudge:         # frozen, in evaluation mode
     "Train the judge on damaged pictures"
     seed_everything(seed)
-    judge = RoomJudge().to(default_device())
+    judge = RoomJudge().to(course_device())
     opt = torch.optim.Adam(judge.parameters(), 2e-3)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, 5e-3, steps)
     for _ in range(steps):
-        xb, yb = damaged(to_unit(x[torch.randint(len(x), (bs,))]).to(default_device()))
+        xb, yb = damaged(to_unit(x[torch.randint(len(x), (bs,))]).to(course_device()))
         opt.zero_grad()
         F.cross_entropy(judge.head(judge(xb)), yb).backward()
         opt.step(); sched.step()
@@ -109,9 +109,9 @@ def kernel_distance(
     from torchmetrics.image.kid import KernelInceptionDistance
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # that features are kept in memory, which we want
-        kid = KernelInceptionDistance(feature=judge, subsets=20, subset_size=len(real)//2).to(default_device())
+        kid = KernelInceptionDistance(feature=judge, subsets=20, subset_size=len(real)//2).to(course_device())
     for pics,is_real in ((real, True), (fake, False)):
-        for o in pics.split(256): kid.update(o.to(default_device()), real=is_real)
+        for o in pics.split(256): kid.update(o.to(course_device()), real=is_real)
     return kid.compute()[0].item()
 
 # %% ../nbs/lib/kid.ipynb #8ba8cb0a
@@ -121,7 +121,7 @@ def judge_features(
     pics   # bytes (n, 3, h, w)
 ) -> torch.Tensor: # (n, 64), on the CPU
     "The judge's features of some pictures"
-    return torch.cat([judge(o.to(default_device())).float().cpu() for o in pics.split(256)])
+    return torch.cat([judge(o.to(course_device())).float().cpu() for o in pics.split(256)])
 
 def heap_spread(
     a, b # features (n, d) of generated pictures, and of the data
@@ -156,7 +156,7 @@ def nearest(
     pics, x # bytes (n, 3, h, w): to look up, and to look in
 ): # distances (root mean square, 0 to 1), and indices
     "The nearest picture in `x` for each of `pics`, by pixels"
-    flat = lambda o: o.to(default_device()).flatten(1).float()/255
+    flat = lambda o: o.to(course_device()).flatten(1).float()/255
     a = flat(pics)
     best = [torch.cdist(a, flat(o)).min(1) for o in x.split(5000)] # a part at a time: x may be large
     d, i = torch.stack([o.values for o in best]).min(0)

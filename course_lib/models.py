@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from fastai.vision.core import imagenet_stats
 from fastdownload.core import download_url
-from .core import CourseError, default_device, tell_path
+from .core import CourseError, course_device, tell_path
 from .files import atomic_path
 
 # %% ../nbs/lib/models.ipynb #e04ed9c7
@@ -106,7 +106,7 @@ def free_memory(
     device=None # torch.device; None: the default one
 ) -> int:       # bytes; None where nobody can say (a CPU swaps, and is slow, but does not fail)
     "What a network may still take on a graphics card: what is free, and what torch holds and does not use"
-    device = device or default_device()
+    device = device or course_device()
     if device.type == 'mps': return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if device.type != 'cuda': return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -176,7 +176,7 @@ def memory_layout(
     device=None # torch.device; None: the default one
 ) -> torch.memory_format:
     "How pictures lie in memory: channels last, which convolutions like; on MPS, where it is untried, not"
-    return torch.contiguous_format if (device or default_device()).type == 'mps' else torch.channels_last
+    return torch.contiguous_format if (device or course_device()).type == 'mps' else torch.channels_last
 
 def channels_last() -> list: # of callbacks for a Learner
     "fastai's `ChannelsLast`, where the default device takes `memory_layout` so"

@@ -17,8 +17,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, MSELossFlat, Normalize, RandTransform,
     TensorImage, aug_transforms, imagenet_stats)
 from PIL import Image
-from .core import CourseError, data_home, default_device, tell_path
-from .show import md_table, show_images
+from .core import CourseError, data_home, course_device, tell_path
+from .show import md_table, show_grid
 from .crappify import crappify_folder, crappy_name, legible
 from .data import TensorDL, get_data, PILPhoto
 from .models import channels_last
@@ -136,7 +136,7 @@ def pair_dls(
     good = {**{p: o for o in pairs for p in twins(o)}, **{p: o for o,p in pairs.items()}}
     block = DataBlock((ImageBlock(SquarePhoto),)*2, get_items=lambda _: [p for o in pairs for p in twins(o)], get_y=good.get,
         splitter=FuncSplitter(lambda p: held_out(good[p], root)), batch_tfms=pair_tfms(cfg))
-    return block.dataloaders(root, bs=cfg.bs, val_bs=2*cfg.bs, dl_type=TensorDL, sz=(cfg.size,)*2, device=default_device())
+    return block.dataloaders(root, bs=cfg.bs, val_bs=2*cfg.bs, dl_type=TensorDL, sz=(cfg.size,)*2, device=course_device())
 
 # %% ../nbs/lib/pairs.ipynb #38847ad5
 def unit(
@@ -153,7 +153,7 @@ def show_rows(
 ): # the figure
     "Input, ours, target: a row for each picture"
     rows = [unit(c[i]).cpu() for i in range(min(n, len(columns[0]))) for c in columns]
-    return show_images(rows, titles=[*titles]*n, ncols=len(columns), size=size)
+    return show_grid(rows, titles=[*titles]*n, ncols=len(columns), size=size)
 
 # %% ../nbs/lib/pairs.ipynb #2ae33e71
 def _by_parts(f, x, y, n=16): # the mean over all pictures; of so many at a time, since SSIM needs ten times their memory

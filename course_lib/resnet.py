@@ -10,7 +10,7 @@ __all__ = ['answers', 'mnist_dls', 'conv', 'simple_cnn', 'n_params', 'course_lea
 
 # %% ../nbs/01_mnist_resnet.ipynb #29db246d
 import time
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ def mnist_dls(
     block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=known_images,
         splitter=GrandparentSplitter('training', 'testing'), get_y=parent_label, batch_tfms=[*tfms, Normalize()])
     if bs < 2: raise CourseError(f'bs = {bs}: batch norm needs more than one picture. Expected a larger bs')
-    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
+    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=course_device())
 
 # %% ../nbs/01_mnist_resnet.ipynb #97db9d1d
 def conv(

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
-from .core import CourseError, default_device, device_name, seed_everything, tell_path
+from .core import CourseError, course_device, device_name, seed_everything, tell_path
 from .files import check_folder, MadeHere, why_unwritable, write_atomic
 from .results import versions
 from .crappify import Report, apply, crappy_name, file_bytes, files_in, parse_steps, psnr
@@ -157,7 +157,7 @@ def load_model(
     if bad := unlike(model, tensors): raise CourseError(f"{told}: the weights do not fit what {about.kind} makes here: {_first(bad)}"
         + (f" ({', '.join(since)})" if since else ''))
     model.load_state_dict(tensors)
-    return model.to(default_device()).eval().requires_grad_(False), about
+    return model.to(course_device()).eval().requires_grad_(False), about
 
 # %% ../nbs/05b_any_photograph.ipynb #9099072e
 def grid_step(
@@ -369,7 +369,7 @@ def box_dls(
     train = DamagedPatches(box_patches(False, cfg.size), damage, crop=cfg.crop)
     valid = DamagedPatches(box_patches(True, cfg.size, cfg.size), damage, seed=cfg.seed)
     return DataLoaders.from_dsets(train, valid, bs=cfg.bs, val_bs=2*cfg.bs, num_workers=workers, after_batch=tfms,
-        device=default_device())
+        device=course_device())
 
 # %% ../nbs/05b_any_photograph.ipynb #44417ed1
 box_trials = { # what a network is tried on: name → damage

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import AttrDict
-from .core import (CourseError, active_profile, clone_root, course_file, default_device,
+from .core import (CourseError, active_profile, clone_root, course_file, course_device,
     device_name, find_lesson, lesson_settings, lessons, runs_home, seed_everything)
 from .files import file_lock, read_json, readable_json, write_atomic
 from .show import md_rows, use_style
@@ -52,7 +52,7 @@ _in_results = 'lesson', 'kind', 'figures', 'seconds', 'device', 'device_kind', '
 sample_checks = [] # functions of a dataset's name: is its sample what the course makes? One of `samples.make`
 
 def _made_with(cfg, n, changed=()): # what every result says about its run
-    N, device = _dataset_size(cfg['dataset'], cfg['profile']), default_device()
+    N, device = _dataset_size(cfg['dataset'], cfg['profile']), course_device()
     as_made = cfg['profile'] != 'sample' or all(f(cfg['dataset']) for f in sample_checks)
     return dict(kind=run_kind(cfg, n, N, as_made, changed), n=n, N=N, settings=dict(cfg), versions=versions(),
                 device=device_name(device), device_kind=device.type)
@@ -217,7 +217,7 @@ def expected_minutes(
     profile:str # `sample` or `full`
 ) -> str:
     "How long this lesson took in the known run that is most like the one to come, in words"
-    here = default_device().type
+    here = course_device().type
     known = [o for o in load_results(lesson) if o['settings'].get('profile') == profile and o['seconds']]
     if not known: return 'no run of this profile is known yet'
     best, other = _most_like(known, lesson_settings(lesson, profile), here)

@@ -16,7 +16,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, Metric, Normalize, PILMask, aug_transforms,
     imagenet_stats, AddMaskCodes, IntToFloatTensor, TransformBlock)
-from .core import CourseError, default_device, seed_everything
+from .core import CourseError, course_device, seed_everything
 from .data import TensorDL, get_data, image_cache, PILPhoto
 from .models import card_bs, channels_last, check_finite, tell_memory
 from .pictures import open_mask
@@ -153,7 +153,7 @@ def scene_dls(
     block = DataBlock((ImageBlock(PILPhoto), mask), get_items=lambda _: files['train']+files['valid'],
         get_y=mask_file, splitter=FuncSplitter(lambda o: o in valid),
         batch_tfms=[*_augmented(augment), Normalize.from_stats(*imagenet_stats)])
-    return block.dataloaders(path, bs=bs, val_bs=2*bs, dl_type=TensorDL, sz=sz, device=default_device())
+    return block.dataloaders(path, bs=bs, val_bs=2*bs, dl_type=TensorDL, sz=sz, device=course_device())
 
 # %% ../nbs/02_unet_segmentation.ipynb #03385fde
 def scene_size(

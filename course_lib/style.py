@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import median_filter
 from torch import nn
 from torchvision.models.vgg import make_layers
-from .core import CourseError, default_device
+from .core import CourseError, course_device
 from .feature_loss import fold_norms, gram_matrix
 from .models import half_dtype, imagenet_weights, in_half, memory_layout, torchvision_encoder
 from .unet import Hooks, before_it_shrinks, layer_shapes
@@ -61,7 +61,7 @@ def picture_batch(
     "A picture as a batch of one"
     if isinstance(size, int): size = [max(1, round(o*size/max(im.size))) for o in im.size[::-1]]
     im = ImageOps.fit(im, tuple(size)[::-1], Image.Resampling.LANCZOS)
-    return (torch.tensor(np.asarray(im)).permute(2,0,1)[None]/255).contiguous().to(device or default_device())
+    return (torch.tensor(np.asarray(im)).permute(2,0,1)[None]/255).contiguous().to(device or course_device())
 
 # %% ../nbs/08_style_transfer.ipynb #711a07e7
 def soft_noise(
@@ -72,7 +72,7 @@ def soft_noise(
 ):               # (1, 3, h, w), 0 to 1
     "Random colours, each channel smoothed by a median filter"
     x = np.random.default_rng(seed).random((3, *sz), dtype=np.float32)
-    return torch.from_numpy(median_filter(x, (1, ks, ks)))[None].to(device or default_device())
+    return torch.from_numpy(median_filter(x, (1, ks, ks)))[None].to(device or course_device())
 
 # %% ../nbs/08_style_transfer.ipynb #a7b25e44
 lbfgs = partial(torch.optim.LBFGS, history_size=20, tolerance_grad=0, tolerance_change=0,
@@ -185,7 +185,7 @@ def style_judge(
     net = plain_vgg() if arch == 'small' else torchvision_encoder(arch, weights)
     keep_outputs(net).eval().requires_grad_(False)
     if weights is None: unit_variance_(net, as_judge_sees(pictures.cpu()))
-    return fold_norms(net).to(device or default_device(), memory_format=memory_layout(device)), bool(weights)
+    return fold_norms(net).to(device or course_device(), memory_format=memory_layout(device)), bool(weights)
 
 # %% ../nbs/08_style_transfer.ipynb #f7852f5e
 def relative_error(

@@ -15,7 +15,7 @@ import numpy as np, torch
 from fastai.vision.all import progress_bar
 from fastcore.basics import patch
 from PIL import Image
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 from .files import atomic_path
 from .data import get_data, image_cache
 from .dcgan import DCGAN_D, DCGAN_G
@@ -65,7 +65,7 @@ def make_pair(
     "A new generator and a new critic of the sizes in the settings"
     sizes = dict(sz=cfg.sz, nc=3, n_extra=cfg.n_extra)
     pair = gen(nz=cfg.nz, nf=cfg.nf_gen, **sizes), critic(nf=cfg.nf_critic, **sizes)
-    return tuple(o.to(default_device(), memory_format=memory_layout()) for o in pair)
+    return tuple(o.to(course_device(), memory_format=memory_layout()) for o in pair)
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9cd04523
 def noise(
@@ -73,7 +73,7 @@ def noise(
     dice=None      # a torch.Generator on the CPU; None: torch's own
 ) -> torch.Tensor: # (n, nz, 1, 1), on the default device
     "What a generator begins with: numbers from a normal distribution"
-    return torch.randn(n, nz, 1, 1, generator=dice).to(default_device())
+    return torch.randn(n, nz, 1, 1, generator=dice).to(course_device())
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #b9862fcd
 def wgan_gap(
@@ -297,7 +297,7 @@ def fresh_gap(
     steps, critic, gen = steps or 2*cfg.judge_steps//5, make_pair(cfg)[1], deepcopy(gen).eval()
     opt, gaps = torch.optim.RMSprop(critic.parameters(), lr=cfg.lr/5), []
     for _ in range(steps):
-        real = to_unit(x[torch.randint(len(x), (cfg.bs,))]).to(default_device())
+        real = to_unit(x[torch.randint(len(x), (cfg.bs,))]).to(course_device())
         gaps.append(wgan_critic_step(gen, critic, opt, real, noise(cfg.bs, cfg.nz), cfg.clamp).item())
     return float(np.mean(gaps[-steps//5:]))
 
@@ -326,11 +326,11 @@ def load_generator(
 ):       # a generator on the default device, in evaluation mode
     "A generator that `save_generator` wrote; raises `CourseError` for any other file"
     try:
-        s = torch.load(path, map_location=default_device(), weights_only=True)
+        s = torch.load(path, map_location=course_device(), weights_only=True)
         gen = DCGAN_G(*(s['sizes'][k] for k in ('sz', 'nz', 'nc', 'nf_gen', 'n_extra')))
         gen.load_state_dict(s['weights'])
     except Exception as e: raise CourseError(f'{path}: not a file of save_generator ({type(e).__name__}: {e})'[:300]) from None
-    return gen.to(default_device()).eval()
+    return gen.to(course_device()).eval()
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #03a48581
 def train(

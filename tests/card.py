@@ -79,4 +79,4 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False)
     for o in (torch.autograd, torch.autograd.graph): monkeypatch.setattr(o, '_engine_run_backward', backward)
     for o in modules.values():
-        if hasattr(o, 'default_device'): monkeypatch.setattr(o, 'default_device', lambda: cuda)
+        if hasattr(o, 'course_device'): monkeypatch.setattr(o, 'course_device', lambda: cuda)

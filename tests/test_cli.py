@@ -102,7 +102,7 @@ def test_side_by_side(monkeypatch, cores, gb, device, profile, omp, jobs, want):
     "Half the cores, two on two, one on a card and at full; what fits into the memory; the user's word counts"
     import psutil
     monkeypatch.setattr(cli, 'num_cpus', lambda: cores)
-    monkeypatch.setattr(cli, 'default_device', lambda: SimpleNamespace(type=device))
+    monkeypatch.setattr(cli, 'course_device', lambda: SimpleNamespace(type=device))
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=gb*1e9))
     monkeypatch.setenv('OMP_NUM_THREADS', omp)
     assert cli.side_by_side(11, profile, jobs) == want

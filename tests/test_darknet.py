@@ -270,7 +270,7 @@ print(darknet.can_compile(torch.device('cpu')))'''
 def test_fast_is_what_there_is(monkeypatch, works):
     "`speed = fast` on a card compiles where that works, and takes the 16 bits that the card has"
     done, net = [], Darknet([1], nf=4)
-    monkeypatch.setattr(darknet, 'default_device', lambda: torch.device('cuda', 0))
+    monkeypatch.setattr(darknet, 'course_device', lambda: torch.device('cuda', 0))
     monkeypatch.setattr(Darknet, 'to', lambda self, *args, **kwargs: self)
     monkeypatch.setattr(Darknet, 'compile', lambda self: done.append(self))
     monkeypatch.setattr(darknet, 'can_compile', lambda device: works)

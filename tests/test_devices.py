@@ -18,7 +18,7 @@ from course_lib.core import lesson_settings, lessons
 from course_lib.unet import small_encoder
 
 named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|^(show|draw|plot)_', re.I)
-draws = re.compile(r'show_images\(|plt\.|imshow|fromarray|\.numpy\(')
+draws = re.compile(r'show_grid\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
     'cli.explain_error', 'core.CourseError', 'crappify.psnr', 'crappify.as_jpeg', 'crappify.beside',
     'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.plain_scores', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image',
@@ -238,16 +238,16 @@ def phased(ps, **kwargs):
 
 figures = {
     'show.to_array': lambda: [show.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
-    'show.show_images': lambda: show.show_images([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
+    'show.show_grid': lambda: show.show_grid([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
     'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None, 'pairs.to_pil': lambda: pairs.to_pil(pics(3,8,8)) and None,
-    'segment.paint': lambda: show.show_images([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
-    'segment.three': lambda: show.show_images(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
-    'cyclegan.strips': lambda: show.show_images(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
+    'segment.paint': lambda: show.show_grid([segment.paint(ids(8,8), ['Car', 'Void'])]) and None,
+    'segment.three': lambda: show.show_grid(segment.three(pics(3,8,8), ids(8,8), ids(8,8), ['Car', 'Void'])) and None,
+    'cyclegan.strips': lambda: show.show_grid(cyclegan.strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
     'cyclegan_parts.save_strips': lambda: cyclegan_parts.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
-    'judge.gallery': lambda: show.show_images([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
+    'judge.gallery': lambda: show.show_grid([judge.gallery(pics(4,3,8,8).byte(), 2)]) and None,
     'style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
     'phase_parts.draw_schedule': lambda: len(schedule_of_a_fit()) and None,
-    'wgan.noise_walk': lambda: show.show_images(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
+    'wgan.noise_walk': lambda: show.show_grid(wgan.noise_walk(there(dcgan.DCGAN_G(16, 5, 3, 4)), pics(1,5,1,1), pics(1,5,1,1), 3)) and None,
     'restore.weights_digest': lambda: restore.weights_digest(dict(a=pics(3))) and None,
 }
 
@@ -351,7 +351,7 @@ def test_scaler(monkeypatch):
     monkeypatch.setattr(cyclegan.CycleGAN, 'to', lambda self, *args, **kwargs: self)
     monkeypatch.setattr(cyclegan, 'memory_layout', lambda device: torch.channels_last)
     for dev,low,half in (('cuda', torch.float16, 'auto'), ('cuda', torch.bfloat16, 'auto'), ('cuda', torch.float16, 'no'), ('cpu', torch.bfloat16, 'auto')):
-        monkeypatch.setattr(cyclegan, 'default_device', lambda: SimpleNamespace(type=dev))
+        monkeypatch.setattr(cyclegan, 'course_device', lambda: SimpleNamespace(type=dev))
         monkeypatch.setattr(cyclegan, 'half_dtype', lambda device: low)
         gan = cyclegan.CycleGAN(cfg('07', ngf=4, ndf=4, blocks=1, half=half))
         assert gan.low is (low if dev == 'cuda' and half == 'auto' else None)
@@ -364,16 +364,16 @@ def test_mps_only_when_asked_for(monkeypatch):
     for cuda_too,want in ((False, 'cpu'), (True, 'cuda')):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda_too)
         monkeypatch.setenv('COURSE_DEVICE', 'auto')
-        assert core.default_device().type == want
+        assert core.course_device().type == want
         monkeypatch.setenv('COURSE_DEVICE', 'mps')
-        assert core.default_device().type == 'mps'
+        assert core.course_device().type == 'mps'
 
 
 def test_channels_last_in_one_place(monkeypatch):
     "On MPS nothing is laid with its channels last: one function is asked by all"
-    monkeypatch.setattr(models, 'default_device', lambda: torch.device('mps'))
+    monkeypatch.setattr(models, 'course_device', lambda: torch.device('mps'))
     assert models.memory_layout() is torch.contiguous_format and models.channels_last() == []
-    monkeypatch.setattr(models, 'default_device', lambda: torch.device('cpu'))
+    monkeypatch.setattr(models, 'course_device', lambda: torch.device('cpu'))
     assert models.memory_layout() is torch.channels_last and len(models.channels_last()) == 1
     for m,mod in modules.items():
         said = re.findall(r'ChannelsLast|torch\.channels_last', inspect.getsource(mod))
@@ -387,8 +387,8 @@ def test_no_context_for_a_name(monkeypatch, tmp_path, capsys):
     (tmp_path/'nbs'/'01_x.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
     monkeypatch.setattr(cli, 'clone_root', lambda: tmp_path)
     monkeypatch.setattr(cli, 'execute', lambda *args: None)
-    monkeypatch.setattr(cli, 'default_device', lambda: cuda)
-    monkeypatch.setattr(core, 'default_device', lambda: cuda)
+    monkeypatch.setattr(cli, 'course_device', lambda: cuda)
+    monkeypatch.setattr(core, 'course_device', lambda: cuda)
     def begun(*args): raise AssertionError('CUDA began in this process')
     for o in ('get_device_name', 'init', '_lazy_init', 'get_device_properties'): monkeypatch.setattr(torch.cuda, o, begun)
     assert cli.run('01', profile='sample', out=str(tmp_path/'out')) == 0

@@ -1,7 +1,7 @@
 "Wrong settings give one line that names the file, the section, the key and what was expected"
 import os
 import pytest
-from course_lib.core import CourseError, active_profile, default_device, lesson_settings, read_settings
+from course_lib.core import CourseError, active_profile, course_device, lesson_settings, read_settings
 
 def error(f, *args, **kwargs):
     with pytest.raises(CourseError) as e: f(*args, **kwargs)
@@ -93,7 +93,7 @@ def test_profile_as_argument():
 
 def test_device_from_environment(monkeypatch):
     monkeypatch.setenv('COURSE_DEVICE', 'abacus')
-    e = error(default_device)
+    e = error(course_device)
     for o in ('COURSE_DEVICE', "'abacus'", 'cpu'): assert o in e
 
 

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 from IPython import get_ipython
 from PIL import Image
 from ..core import CourseError
-from ..show import show_images
+from ..show import show_grid
 from ..crappify import apply, as_jpeg, chain, explain, file_bytes, lecture, parse_steps, psnr, sometimes
 from ..pictures import open_rgb
 from ..steps import Step, fn_name, jpeg_bytes, steps
@@ -100,7 +100,7 @@ class CrappifyLab:
             except CourseError as e: rows += [(Image.new('RGB', self.photo.size, 'silver'), o) for o in (name, textwrap.fill(str(e), 36))]
             else: rows += [(before, name), (after.resize(before.size, Image.Resampling.NEAREST), facts(before, after))]
         ims, titles = zip(*rows)
-        return as_jpeg(show_images(ims, titles, ncols=2, size=3, nearest=False, suptitle=textwrap.fill(repr(self.fn), 76)))
+        return as_jpeg(show_grid(ims, titles, ncols=2, size=3, nearest=False, suptitle=textwrap.fill(repr(self.fn), 76)))
     def _repr_mimebundle_(self, **kwargs):
         data = {'text/plain': repr(self), 'image/jpeg': base64.b64encode(self.grid().data).decode()}
         return {**self.panel.box._repr_mimebundle_(), **data} if watched() else data

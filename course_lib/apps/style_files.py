@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from ..core import CourseError, default_device, seed_everything
+from ..core import CourseError, course_device, seed_everything
 from ..files import MadeHere, check_folder, why_unwritable, write_atomic
 from ..style import keep_colours, open_picture, picture_batch, sizes_up_to, style_judge, transfer
 
@@ -21,7 +21,7 @@ def _state(made, part, key, tell):
     if made.key(part) != key: return None, (0, 0)
     with np.load(made.folder/part) as z: x, at = z['x'], tuple(z['at'].tolist())
     tell(f'goes on at size {at[0]+1}, evaluation {at[1]}')
-    return torch.from_numpy(x).float().to(default_device()), at
+    return torch.from_numpy(x).float().to(course_device()), at
 
 # %% ../../nbs/apps/style_files.ipynb #56ce879c
 def _write_state(made, part, so_far, key, x, at):

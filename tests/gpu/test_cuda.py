@@ -4,7 +4,7 @@ if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', 
 
 import torch.nn.functional as F
 from course_lib import cyclegan, models, segment, unet
-from course_lib.core import CourseError, default_device, device_name, lesson_settings
+from course_lib.core import CourseError, course_device, device_name, lesson_settings
 from course_lib.results import record
 from course_lib.data import get_data, random_crop
 from course_lib.resnet import course_learner, mnist_dls, resnet_ish, simple_cnn
@@ -15,7 +15,7 @@ def dls(): return mnist_dls(get_data('mnist', 'sample'), bs=64)
 
 
 def test_device():
-    assert default_device().type == 'cuda'
+    assert course_device().type == 'cuda'
     assert device_name() == torch.cuda.get_device_name(0)
 
 

@@ -5,8 +5,8 @@ if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', 
 
 import torch.nn.functional as F
 from course_lib import cyclegan, darknet, gan, heads, models, pairs, pointer, rnn, segment, wgan
-from course_lib.core import default_device, lesson_settings
-from course_lib.show import show_images, to_array
+from course_lib.core import course_device, lesson_settings
+from course_lib.show import show_grid, to_array
 from course_lib.data import get_data
 from course_lib.feature_loss import FeatureLoss, Judge, lsuv_
 from course_lib.phases import TrainingPhase, sized_dls, small_net
@@ -16,18 +16,18 @@ from PIL import Image
 
 
 @pytest.fixture
-def dev(): return default_device()
+def dev(): return course_device()
 
 
 def test_figures(dev):
     "Pictures on the card are shown: bytes, floats, 16 bits, with a graph"
     for x in (torch.randint(256, (2,3,8,8), dtype=torch.uint8), torch.rand(2,3,8,8), torch.rand(2,1,8,8, dtype=torch.bfloat16)):
         assert (to_array(x[0].to(dev)) == to_array(x[0])).all()
-        show_images(x.to(dev))
-    show_images(torch.rand(2,3,8,8, device=dev, requires_grad=True))
+        show_grid(x.to(dev))
+    show_grid(torch.rand(2,3,8,8, device=dev, requires_grad=True))
     x, y = torch.randn(2,3,8,8, device=dev), torch.zeros(8,8, dtype=torch.long, device=dev)
     pairs.show_rows(x, x, x)
-    show_images(segment.three(x[0], y, y, ['a', 'b']))
+    show_grid(segment.three(x[0], y, y, ['a', 'b']))
 
 
 def test_the_name_costs_no_memory():
@@ -74,7 +74,7 @@ def test_bedrooms(dev):
     run.left = 1
     run.fit(2, quiet=True)
     assert run.epoch == 2 and len(run.history) and run.film[0].shape == (8, 3, cfg.sz, cfg.sz)
-    show_images(wgan.generate(run.gen, run.fixed))
+    show_grid(wgan.generate(run.gen, run.fixed))
 
 
 @pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
@@ -89,7 +89,7 @@ def test_cyclegan_in_half(dev, half, monkeypatch):
         for _ in range(2): assert all(o.isfinite() for o in run.step(*pair).values())
         assert run.scaler.is_enabled() == (o == 'auto' and half is torch.float16)
     for k in got[0]: assert got[1][k].item() == pytest.approx(got[0][k].item(), rel=.1, abs=.02), k
-    show_images(cyclegan.strips(run, *pair))
+    show_grid(cyclegan.strips(run, *pair))
 
 
 def test_style(dev):
