@@ -35,7 +35,7 @@ def sample_cards() -> dict: # name → its table in the registry
     cards = tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8'))
     return {k: v['sample'] for k,v in cards.items() if 'sample' in v}
 
-# %% ../../nbs/samples/make.ipynb #2d9c723c
+# %% ../../nbs/samples/make.ipynb #32a6cdff
 def find_maker(
     name:str # a sample in the registry, or one that has a `sample_maker`
 ):           # the function that fills a folder with it
@@ -83,7 +83,7 @@ def _build(make, dest, stamp):
         else: tmp.rename(dest)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../../nbs/samples/make.ipynb #7a4e2382
+# %% ../../nbs/samples/make.ipynb #eb64dbf0
 def _lay_over(tmp, dest, files):
     "Move what was made into a folder that is there already; the stamp comes last"
     old = _read_stamp(dest)[1] or {}
@@ -132,7 +132,7 @@ def _tell_unknown(name, dest): # say once which files the course did not make, a
           "where a setting names it. Files of your own belong in a folder of your own: `course crappify`, "
           "`course restore` and `course style` take any")
 
-# %% ../../nbs/samples/make.ipynb #0ba21890
+# %% ../../nbs/samples/make.ipynb #2e87ac1a
 def known_files(
     files # of one dataset or of several
 ) -> list:
@@ -158,7 +158,7 @@ def pixels_digest(
         else: h.update(p.read_bytes())
     return h.hexdigest()
 
-# %% ../../nbs/samples/make.ipynb #d3b8622e
+# %% ../../nbs/samples/make.ipynb #6932ceee
 def as_made(
     name:str # a dataset in the registry
 ) -> bool:
