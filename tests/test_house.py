@@ -41,7 +41,8 @@ def test_export_in_sync(tmp_path, monkeypatch):
     for p in notebooks: nb_export(p, lib_path=tmp_path/'course_lib')
     new = modules_in(tmp_path/'course_lib')
     assert set(new) == set(modules)
-    for k,p in modules.items(): assert without_places(p.read_text()) == without_places(new[k].read_text()), f'course_lib/{k}.py is not what its notebook exports'
+    for k,p in modules.items():
+        assert without_places(p.read_text()) == without_places(new[k].read_text()), f'course_lib/{k}.py is not what its notebook exports'
 
 
 def public(mod):
@@ -86,7 +87,7 @@ def kind_of(mod): return home_of[mod].parent.name # nbs (a numbered notebook), l
 
 @each_module
 def test_arrows_go_down(mod):
-    "A numbered notebook imports lower numbers, lib and samples; lib imports no lesson, the command line excepted; nothing else imports apps, and nothing imports answers"
+    "A numbered notebook imports lower numbers, lib and samples; lib imports no lesson, the command line excepted; nothing imports answers, nor apps"
     allowed = dict(nbs=('nbs', 'lib', 'samples'), lib=('lib', 'samples'), samples=('lib', 'samples'), apps=('nbs', 'lib', 'samples', 'apps'))
     kind = kind_of(mod)
     wrong = [o for o in imported(mod) if kind_of(o) not in allowed[kind] or (kind == kind_of(o) == 'nbs' and home_of[o].name >= home_of[mod].name)]

@@ -29,7 +29,8 @@ while len(list(home.glob('ready-*'))) < 4: time.sleep(.01)
 path = make_sample('toy', home/'sample')
 print(sorted(o.name for o in path.glob('*.txt')))
 '''
-half_way = maker.replace("str(i))", "str(i))\n        if i == 2 and len(sys.argv) > 2: (home/'half').touch(); time.sleep(60)") + "make_sample('toy', home/'sample')\n"
+stop = "str(i))\n        if i == 2 and len(sys.argv) > 2: (home/'half').touch(); time.sleep(60)"
+half_way = maker.replace("str(i))", stop) + "make_sample('toy', home/'sample')\n"
 
 
 @pytest.fixture
@@ -313,7 +314,8 @@ def lessons_items():
     photos = get_data('photos', 'sample')
     twins = data_home()/'twins'
     for o in photos.glob('*/*/*.png'): (twins/o.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True); (twins/o.relative_to(photos)).touch()
-    return {**res, '04': list(pairs.pair_files(photos, twins, cfg['04_gan_superres'].files)), 'patches': len(style_experiments._patches(cfg['08_style_transfer']))}
+    return {**res, '04': list(pairs.pair_files(photos, twins, cfg['04_gan_superres'].files)),
+            'patches': len(style_experiments._patches(cfg['08_style_transfer']))}
 
 
 def test_lessons_read_their_own_files(data_folder, tmp_path, monkeypatch):

@@ -26,9 +26,11 @@ def numbers(bs):
 def texts(bs): return rnn.number_dls(*rnn.number_ids(data('human_numbers'))[:2], bs, 20)
 
 too_large = { # what asks for more in a batch than there is
-    '01': lambda: resnet.mnist_dls(data('mnist'), 1438), '11': lambda: phases.sized_dls(cfg('11', bs=8192)), '10': lambda: darknet.cifar_dls(data('cifar10'), 3001),
+    '01': lambda: resnet.mnist_dls(data('mnist'), 1438), '11': lambda: phases.sized_dls(cfg('11', bs=8192)),
+    '10': lambda: darknet.cifar_dls(data('cifar10'), 3001),
     '02': lambda: segment.scene_dls(data('camvid12'), 321, (16, 22)), '04': lambda: pairs.pair_dls(*photo_pairs(), cfg('04', bs=8192, variants=1)),
-    "04's critic": lambda: critic_dls(bs_critic=1024, crop=128), '05': lambda: pairs.pair_dls(*photo_pairs(), AttrDict({**feature_loss.large_stage(cfg('05', bs_full=8192)), 'variants': 1})),
+    "04's critic": lambda: critic_dls(bs_critic=1024, crop=128),
+    '05': lambda: pairs.pair_dls(*photo_pairs(), AttrDict({**feature_loss.large_stage(cfg('05', bs_full=8192)), 'variants': 1})),
     '09': lambda: texts(8192), '09c': lambda: numbers(8192), '07': lambda: cyclegan.fit_cycle(AttrDict(cfg=cfg('07', bs=8192)), range(300), shown=False)}
 
 @pytest.mark.parametrize('lesson', too_large)

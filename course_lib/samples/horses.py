@@ -41,7 +41,7 @@ def _to_segment(xy, a, b):
     n = np.hypot(*d)
     t = np.clip(((xy-a)*d).sum(0)/n**2, 0, 1)
     return np.hypot(*(xy-a-t*d)), t*n
-def _along(xy, corners): # distance of points from a line of several pieces, and where along it they are nearest
+def _along(xy, corners): # distance of points from a bent line, and where along it they are nearest
     best, far, start = np.full(xy.shape[1:], np.inf), 0., 0.
     for a,b in zip(corners, corners[1:]):
         dist, t = _to_segment(xy, a, b)
