@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Annotated
 from fastcore.script import CliError, call_parse, parse_cli
 from fastcore.xtras import modified_env
-from .core import (active_profile, clone_root, CourseError, default_device, device_name,
-    find_lesson, lesson_settings, lessons, read_settings, runs_home, settings_files, tell_path)
-from .files import check_folder, no_room, not_there, read_json, write_atomic
+from .core import (active_profile, clone_root, CourseError, course_device, device_name, find_lesson,
+    lesson_settings, lessons, read_settings, runs_home, settings_files, tell_path)
+from .files import check_folder, why_unwritable, write_errors, read_json, write_atomic
 from .results import answers_files, expected_minutes, header, load_answers, load_results, mean_sd, versions
-from .runner import (find_notebook, lesson_notebooks, LiveLine, run_cells, run_lessons,
-    save_outputs, side_by_side)
+from course_lib.runner import (find_notebook, lesson_notebooks, LiveLine, run_cells, run_lessons, save_outputs,
+    side_by_side)
 from .show import md_rows, text_table
 
 # %% ../nbs/lib/cli.ipynb #5c55a704
 def _device_name():
     "The device's name; a graphics card is asked by another process, since its memory is for the kernels"
-    if default_device().type != 'cuda': return device_name()
+    if course_device().type != 'cuda': return device_name()
     ask = [sys.executable, '-c', 'from course_lib.core import device_name; print(device_name())']
     return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -274,7 +274,7 @@ def doctor():
         if at_hand(k, prof): return 'here'
         if prof == 'sample': return 'made on demand'
         return f"would download {_size(v.full['bytes'])}" if 'url' in v.full else 'bring your own copy'
-    dev, memory = default_device(), []
+    dev, memory = course_device(), []
     if dev.type == 'cuda': memory = [(torch.cuda.get_device_properties(dev).total_memory, 'on the GPU')]
     try: memory.append((os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES'), 'in the machine'))
     except (AttributeError, ValueError, OSError): pass # a system that does not tell
@@ -317,7 +317,7 @@ def course():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as e:
-        if e.errno not in not_there: raise
+        if e.errno not in write_errors: raise
         setting = _where.get(name, 'COURSE_RUNS or COURSE_DATA')
-        code = f"course {name}: {no_room(e.filename or '.', e, setting)}"
+        code = f"course {name}: {why_unwritable(e.filename or '.', e, setting)}"
     raise SystemExit(code)

@@ -21,10 +21,10 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
 from .core import CourseError, data_home, tell_path
-from .files import MadeHere, alone, code_key, no_room
+from .files import MadeHere, file_lock, code_key, why_unwritable
 from .show import beside
-from .pictures import (Report, as_rgb, crappy_name, file_bytes, file_ids, files_in, legible,
-    may_write, open_photo, open_rgb, why_unreadable)
+from .pictures import (as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write, open_photo,
+    open_rgb, Report, why_unreadable)
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold,
     gaussian_blur, greyscale, jpeg, scratches, span, steps, vignette)
 
@@ -404,10 +404,10 @@ def crappify_folder(
     new = Path(d)/'.crappify'/'new'
     try:
         new.mkdir(parents=True, exist_ok=True)
-        with alone(new.parent/'lock', 24*3600):
+        with file_lock(new.parent/'lock', 24*3600):
             for o in new.iterdir(): o.unlink() # what a killed process was just writing
             return _run(fn, s, d, seed, workers or cores, shown)
-    except OSError as e: why = no_room(dst, e, 'another DST or COURSE_DATA')
+    except OSError as e: why = why_unwritable(dst, e, 'another DST or COURSE_DATA')
     raise CourseError(f'{why}. What was finished is kept: run it again, and it goes on from there')
 
 # %% ../nbs/lib/crappify.ipynb #f5e034bc

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.utils import save_image
 from fastai.vision.all import master_bar, progress_bar
 from .checkpoints import load_checkpoint, save_checkpoint
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 from .data import get_data, image_cache, known_images
 from .files import atomic_path
 from .metrics import cycle_metrics
@@ -191,7 +191,7 @@ class CycleGAN(nn.Module):
         seed:int=None   # for the weights and the pools; None: that of the settings
     ):
         super().__init__()
-        seed, dev = cfg.seed if seed is None else seed, default_device()
+        seed, dev = cfg.seed if seed is None else seed, course_device()
         torch.manual_seed(seed)
         self.G, self.F, self.D_A, self.D_B = _networks(cfg, generator)
         self.mean_G = copy.deepcopy(self.G).requires_grad_(False) if cfg.ema else None
@@ -284,7 +284,7 @@ def cycle_state(gan): # a `CycleGAN`
 # %% ../nbs/07_cyclegan.ipynb #f9d10d47
 def cycle_batches(ds, bs:int): # an `UnalignedDataset`; pairs for one process
     "This process's part of an epoch: yields two tensors (bs, 3, sz, sz) on the device"
-    dev, (rank, world) = default_device(), process_rank()
+    dev, (rank, world) = course_device(), process_rank()
     for i in range(len(ds)//(bs*world)):
         first = (i*world + rank)*bs
         yield tuple(torch.stack(o).to(dev) for o in zip(*(ds[j] for j in range(first, first+bs))))
@@ -350,7 +350,7 @@ def measure_cycle(to_b, to_a, path, ds, detector): # functions of pictures; the 
 def fixed_pairs(cfg, path, n:int=3) -> tuple: # the lesson's settings; the dataset's folder; pairs
     "The pictures that are looked at after every epoch: two tensors (n, 3, sz, sz) on the device"
     ds = UnalignedDataset(path, choosing_split(path), cfg.sz, cfg.sz)
-    return tuple(torch.stack(o).to(default_device()) for o in zip(*(ds[i] for i in range(n))))
+    return tuple(torch.stack(o).to(course_device()) for o in zip(*(ds[i] for i in range(n))))
 
 # %% ../nbs/07_cyclegan.ipynb #179044b7
 def train(cfg): # the lesson's settings

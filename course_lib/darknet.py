@@ -14,7 +14,7 @@ from torch import nn
 from functools import partial
 from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, SGD, MixedPrecision,
     Normalize, ParamScheduler, PILImage, RandTransform, SchedLin, TensorImage, combine_scheds, parent_label)
-from .core import CourseError, default_device, seed_everything
+from .core import CourseError, course_device, seed_everything
 from .data import TensorDL, get_data, known_images, random_crop
 from .models import channels_last, check_finite, half_dtype, memory_layout
 from .resnet import course_learner
@@ -67,7 +67,7 @@ def cifar_dls(
     tfms = [CropAndMirror(4)] if batch_tfms is None else batch_tfms
     block = DataBlock((ImageBlock(PILImage), CategoryBlock), get_items=known_images,
         splitter=GrandparentSplitter('train', 'test'), get_y=parent_label)
-    dls = block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=DeviceDL, device=default_device())
+    dls = block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=DeviceDL, device=course_device())
     mean, std = (o.view(1,-1,1,1) for o in channel_stats(dls.train.tensors()[0]))
     dls.add_tfms([*tfms, Normalize(mean, std)], 'after_batch')
     return dls
@@ -144,7 +144,7 @@ def can_compile(
 # %% ../nbs/10_darknet_cifar10.ipynb #2a711f1b
 def _fast(model, cfg):
     "The model on its device, and the callbacks that make it fast there"
-    dev = default_device()
+    dev = course_device()
     model = model.to(dev, memory_format=memory_layout(dev))
     if cfg.speed == 'plain' or dev.type != 'cuda': return model, channels_last()
     if can_compile(dev): model.compile() # in place: the names of its weights stay as they are

@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastcore.basics import AttrDict
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 from .gan import fit_generator, gen_learner, make_generator
 from .kept_weights import network_kind, save_weights
 from .metrics import psnr
@@ -209,7 +209,7 @@ def lpips_metric(
     "LPIPS with SqueezeNet 1.1 (Zhang et al. 2018), in batches, on the default device"
     if imagenet_weights('squeezenet1_1', pretrained) is None: return None
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    dev = default_device()
+    dev = course_device()
     net = LearnedPerceptualImagePatchSimilarity(net_type='squeeze', normalize=True).eval().to(dev)
     @torch.no_grad()
     def f(pred, targ):

@@ -15,12 +15,10 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from fastai.vision.all import (Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock,
-    MSELossFlat)
+from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, MSELossFlat
 from torchvision.utils import save_image
-from fastai.vision.gan import (AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner,
-    accuracy_thresh_expand)
-from .core import CourseError, default_device, runs_home, seed_everything
+from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
+from .core import CourseError, course_device, runs_home, seed_everything
 from .data import TensorDL
 from .kept_weights import network_kind
 from .metrics import psnr, ssim
@@ -141,7 +139,7 @@ def critic_dls(
         get_items=lambda _: [o for o in origin for _ in range(crops_each(is_valid(o), cfg))],
         get_y=lambda o: classes[origin[o] == o], batch_tfms=pair_tfms(cfg))
     return block.dataloaders(root, bs=cfg.bs_critic, dl_type=TensorDL, sz=(cfg.size,)*2,
-        device=default_device())
+        device=course_device())
 
 # %% ../nbs/04_gan_superres.ipynb #c2184ef6
 def critic_learner(

@@ -13,7 +13,7 @@ from fastcore.basics import AttrDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
-from .core import CourseError, default_device, tell_path
+from .core import CourseError, course_device, tell_path
 from .files import write_atomic
 from .models import check_finite
 from .results import versions
@@ -99,4 +99,4 @@ def load_network(
         bad += ''.join(since)
         raise CourseError(f'{tell_path(path)}: does not fit what {about.kind} makes here: {bad}')
     model.load_state_dict(tensors)
-    return model.to(default_device()).eval().requires_grad_(False), about
+    return model.to(course_device()).eval().requires_grad_(False), about

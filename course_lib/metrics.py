@@ -14,7 +14,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.kid import KernelInceptionDistance
-from .core import default_device, seed_everything
+from .core import course_device, seed_everything
 
 # %% ../nbs/lib/metrics.ipynb #598b88db
 def psnr(
@@ -102,11 +102,11 @@ def train_feature_net(
 ) -> FeatureNet:# frozen, in evaluation mode
     "Train a feature network on corrupted pictures"
     seed_everything(seed)
-    net = FeatureNet().to(default_device())
+    net = FeatureNet().to(course_device())
     opt = torch.optim.Adam(net.parameters(), 2e-3)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, 5e-3, steps)
     for _ in range(steps):
-        xb, yb = corrupted(to_unit(x[torch.randint(len(x), (bs,))]).to(default_device()))
+        xb, yb = corrupted(to_unit(x[torch.randint(len(x), (bs,))]).to(course_device()))
         opt.zero_grad()
         F.cross_entropy(net.head(net(xb)), yb).backward()
         opt.step(); sched.step()
@@ -121,9 +121,9 @@ def kernel_distance(
     "KID (Bińkowski et al. 2018) with our own features: MMD² with a cubic kernel, mean over 20 halves"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # that features are kept in memory, which we want
-        kid = KernelInceptionDistance(feature=net, subsets=20, subset_size=len(real)//2).to(default_device())
+        kid = KernelInceptionDistance(feature=net, subsets=20, subset_size=len(real)//2).to(course_device())
     for pics,is_real in ((real, True), (fake, False)):
-        for o in pics.split(256): kid.update(o.to(default_device()), real=is_real)
+        for o in pics.split(256): kid.update(o.to(course_device()), real=is_real)
     return kid.compute()[0].item()
 
 # %% ../nbs/lib/metrics.ipynb #9619273d
@@ -133,7 +133,7 @@ def net_features(
     pics # bytes (n, 3, h, w)
 ) -> torch.Tensor: # (n, 64), on the CPU
     "A network's features of some pictures"
-    return torch.cat([net(o.to(default_device())).float().cpu() for o in pics.split(256)])
+    return torch.cat([net(o.to(course_device())).float().cpu() for o in pics.split(256)])
 
 # %% ../nbs/lib/metrics.ipynb #8ba8cb0a
 def set_spread(
@@ -169,7 +169,7 @@ def nearest_pictures(
     pics, x # bytes (n, 3, h, w): to look up, and to look in
 ): # distances (root mean square, 0 to 1), and indices
     "The nearest picture in `x` for each of `pics`, by pixels"
-    flat = lambda o: o.to(default_device()).flatten(1).float()/255
+    flat = lambda o: o.to(course_device()).flatten(1).float()/255
     a = flat(pics)
     best = [torch.cdist(a, flat(o)).min(1) for o in x.split(5000)] # a part at a time: x may be large
     d, i = torch.stack([o.values for o in best]).min(0)
@@ -186,7 +186,7 @@ def _classifier(nf=16):
 def domain_classifier(ds, steps:int=80, seed:int=0): # pairs of pictures, A and B; of 32
     "A small network that learns to tell real A from real B: (n, 3, h, w) → (n, 1), above 0 for B"
     torch.manual_seed(seed)
-    dev, rng = default_device(), torch.Generator().manual_seed(seed)
+    dev, rng = course_device(), torch.Generator().manual_seed(seed)
     net = _classifier().to(dev)
     opt = torch.optim.Adam(net.parameters(), 3e-3)
     y = torch.arange(2, device=dev).repeat_interleave(16).float()[:,None]
@@ -201,7 +201,7 @@ def domain_classifier(ds, steps:int=80, seed:int=0): # pairs of pictures, A and 
 @torch.no_grad()
 def predict_all(net, x, bs:int=16): # a network; pictures on any device; so many at a time
     "A network's answers to many pictures, on the CPU"
-    return torch.cat([net(o.to(default_device())).float().cpu() for o in x.split(bs)])
+    return torch.cat([net(o.to(course_device())).float().cpu() for o in x.split(bs)])
 
 # %% ../nbs/lib/metrics.ipynb #dcdb19ce
 def cycle_metrics(to_b, to_a, a, b, detector, true_b=None, true_a=None):

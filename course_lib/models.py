@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from fastai.vision.core import imagenet_stats
 from fastdownload.core import download_url
-from .core import CourseError, default_device, tell_path
+from .core import CourseError, course_device, tell_path
 from .files import atomic_path
 
 # %% ../nbs/lib/models.ipynb #e04ed9c7
@@ -67,11 +67,11 @@ def torchvision_encoder(
     import torchvision
     try: model = torchvision.models.get_model(arch, weights=None)
     except ValueError:
-        raise CourseError(f'{arch!r} is no network of torchvision.models. Expected a name such as resnet34') from None
+        raise CourseError(f'{arch!r} is no network of torchvision. Expected one such as resnet34') from None
     if weights: model.load_state_dict(weights)
     if hasattr(model, 'features'): return nn.Sequential(*model.features)
     if hasattr(model, 'layer4'): return nn.Sequential(*list(model.children())[:-2])
-    raise CourseError(f'{arch}: do not know where its head begins. Pass an nn.Sequential that ends in the last grid')
+    raise CourseError(f'{arch}: where does its head begin? Pass an nn.Sequential that ends in the last grid')
 
 # %% ../nbs/lib/models.ipynb #8c13d47b
 def _kept_bytes(model, n, sz):
@@ -87,7 +87,7 @@ def picture_bytes(
     model:nn.Module, # a network for (n, 3, h, w); left alone
     sz:tuple         # (height, width)
 ) -> int:
-    "Bytes that one training picture makes a network keep for the backward pass; measured on a copy on the CPU"
+    "Bytes that one training picture makes a network keep for the way back; measured on a copy on the CPU"
     twin = copy.deepcopy(model).cpu().train()
     return _kept_bytes(twin, 3, sz) - _kept_bytes(twin, 2, sz) # what is there once, such as weights, cancels
 
@@ -97,29 +97,33 @@ def bs_that_fits(
     memory:int                 # bytes that are free
 ) -> int:                      # 0 where not even one picture fits
     "The batch that trains in a memory, with a fifth of it left for what comes and goes"
-    weights = 4*sum(o.nbytes for o in model.parameters())   # themselves, gradients, and Adam's two averages
-    each = 1.5*picture_bytes(model, sz)                     # half as much again: gradients on their way, workspaces
+    weights = 4*sum(o.nbytes for o in model.parameters()) # themselves, gradients, and Adam's two averages
+    each = 1.5*picture_bytes(model, sz) # half as much again: gradients on their way, workspaces
     return max(0, int((.8*memory - weights)//each))
 
+# %% ../nbs/lib/models.ipynb #173d00a8
 def free_memory(
     device=None # torch.device; None: the default one
 ) -> int:       # bytes; None where nobody can say (a CPU swaps, and is slow, but does not fail)
     "What a network may still take on a graphics card: what is free, and what torch holds and does not use"
-    device = device or default_device()
+    device = device or course_device()
     if device.type == 'mps': return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if device.type != 'cuda': return None
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 # %% ../nbs/lib/models.ipynb #814556f2
 def _too_big(bs, model, sz, memory):
     h, w = sz
     sizes = [(a, a*w//h//2*2) for a in (h, h*3//4//2*2, h//2)]
-    most = {o: min(bs//2 if o[0] == h else bs, bs_that_fits(model, o, memory)) for o in sizes} # not what just failed
-    fits = [f'bs = {b} at {o[0]}×{o[1]}' for o,b in most.items() if b > 1] or ['nothing down to half this size']
+    most = [bs//2, bs, bs] # not what just failed
+    most = [min(o, bs_that_fits(model, s, memory)) for o,s in zip(most, sizes)]
+    fits = ' or '.join(f'bs = {b} at {i}×{j}' for (i,j),b in zip(sizes, most) if b > 1)
     return (f'bs = {bs} at {h}×{w} does not fit into the {memory/1e9:.3g} GB that were free. '
-            f'What would: {" or ".join(fits)}. Set batch and sizes in settings.ini, '
+            f'What would: {fits or "nothing down to half this size"}. Set batch and sizes in settings.ini, '
             'or close what else uses the card (nvidia-smi shows it)')
 
+# %% ../nbs/lib/models.ipynb #f33d441a
 def card_bs(
     cfg, model:nn.Module, sz:tuple, # settings; the network; (height, width)
     memory=None # bytes; None: ask the card
@@ -128,7 +132,7 @@ def card_bs(
     memory = memory or free_memory()
     fits = cfg.bs if memory is None else min(cfg.bs, bs_that_fits(model, sz, memory))
     if fits < 2: raise CourseError(_too_big(cfg.bs, model, sz, memory))
-    if fits < cfg.bs: print(f'bs {fits} instead of {cfg.bs}: no more fits into the {memory/1e9:.3g} GB that are free')
+    if fits < cfg.bs: print(f'bs {fits}, not {cfg.bs}: no more fits into {memory/1e9:.3g} free GB')
     return fits
 
 # %% ../nbs/lib/models.ipynb #15508014
@@ -148,7 +152,6 @@ def tell_memory(
     try: yield
     except RuntimeError as e:
         if not is_oom(e): raise
-        pass
     else: return
     model.zero_grad(set_to_none=True)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
@@ -161,16 +164,19 @@ def check_finite(
     *nets:nn.Module # what it trains
 ):
     "Raise `CourseError` where a number in a network is none any more, before it is written over a good one"
-    bad = [k for net in nets for k,v in net.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
-    if bad: raise CourseError(f'{where}: the training has failed: {bad[0]} and so {len(bad)} of the tensors hold NaN or infinity. '
-                              'What was saved before is left as it is. Lower the learning rate in settings.ini and start anew')
+    bad = [k for net in nets for k,v in net.state_dict().items()
+        if v.is_floating_point() and not v.isfinite().all()]
+    if not bad: return
+    raise CourseError(f'{where}: the training has failed: {bad[0]} and so {len(bad)} of the tensors hold NaN '
+                      'or infinity. What was saved before is left as it is. Lower the learning rate in '
+                      'settings.ini and start anew')
 
 # %% ../nbs/lib/models.ipynb #66d77d75
 def memory_layout(
     device=None # torch.device; None: the default one
 ) -> torch.memory_format:
-    "How pictures lie in memory: channels last, which convolutions like, but on MPS, where nobody has tried it, as PyTorch lays them"
-    return torch.contiguous_format if (device or default_device()).type == 'mps' else torch.channels_last
+    "How pictures lie in memory: channels last, which convolutions like; on MPS, where it is untried, not"
+    return torch.contiguous_format if (device or course_device()).type == 'mps' else torch.channels_last
 
 def channels_last() -> list: # of callbacks for a Learner
     "fastai's `ChannelsLast`, where the default device takes `memory_layout` so"
@@ -181,11 +187,12 @@ def channels_last() -> list: # of callbacks for a Learner
 def half_dtype(
     device # torch.device
 ): # torch.dtype; None where 16 bits do not pay
-    "bfloat16 where the hardware computes in it, else float16 on CUDA, whose gradients need scaling, else None"
+    "bfloat16 where the hardware has it, else float16 on CUDA, whose gradients need scaling, else None"
     if device.type == 'cuda':
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    cpu = device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if cpu else None
+    if device.type != 'cpu': return None
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else None
 
 # %% ../nbs/lib/models.ipynb #d7d8e1b3
 def in_half(

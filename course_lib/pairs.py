@@ -14,14 +14,14 @@ import numpy as np, torch
 from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, Normalize, RandTransform, TensorImage,
     aug_transforms, imagenet_stats)
 from PIL.Image import Resampling
-from .core import CourseError, data_home, default_device, tell_path
+from .core import CourseError, data_home, course_device, tell_path
 from .crappify import crappify_folder
 from .pictures import crappy_name, legible
 from .data import TensorDL, get_data, PILPhoto
 from .metrics import psnr, ssim
 from .models import imagenet_norm
 from .samples.make import known_files
-from .show import md_table, show_images
+from .show import md_table, show_grid
 
 # %% ../nbs/lib/pairs.ipynb #d0cc4351
 def pair_files(
@@ -127,7 +127,7 @@ def pair_dls(
     block = DataBlock((ImageBlock(SquarePhoto),)*2, get_items=lambda _: [p for o in pairs for p in twins(o)],
         get_y=good.get, splitter=FuncSplitter(lambda p: valid[good[p]]), batch_tfms=pair_tfms(cfg))
     return block.dataloaders(root, bs=cfg.bs, val_bs=2*cfg.bs, dl_type=TensorDL, sz=(cfg.size,)*2,
-        device=default_device())
+        device=course_device())
 
 # %% ../nbs/lib/pairs.ipynb #39448683
 def show_rows(
@@ -136,7 +136,7 @@ def show_rows(
 ): # the figure
     "Input, ours, target: a row for each picture"
     rows = [imagenet_norm(c[i], back=True) for i in range(min(n, len(columns[0]))) for c in columns]
-    return show_images(rows, titles=[*titles]*n, ncols=len(columns), size=size)
+    return show_grid(rows, titles=[*titles]*n, ncols=len(columns), size=size)
 
 # %% ../nbs/lib/pairs.ipynb #2ae33e71
 def on_normalised(

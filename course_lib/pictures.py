@@ -42,8 +42,8 @@ def _to_srgb(icc):
     same = mode == 'RGB' and abs(np.asarray(res.apply(Image.fromarray(some)), int) - some).max() <= 3
     return None if same else (mode, res)
 
-def _in_srgb(im, icc):
-    "A picture in RGB; its profile counts where it is one for such pictures"
+# %% ../nbs/lib/pictures.ipynb #b42e5c8f
+def _in_srgb(im, icc): # a picture in RGB; its profile counts where it is one for such pictures
     mode, to_srgb = icc and _to_srgb(icc) or (None, None)
     if im.mode == 'L' and mode == 'RGB': im = im.convert(mode)
     if mode == im.mode: return to_srgb.apply(im)
@@ -53,7 +53,7 @@ def _in_srgb(im, icc):
 def as_rgb(
     im # PIL image of any mode
 ):     # PIL image in RGB, of the same size, in sRGB's colours; `im` itself where it is so already
-    "A picture as RGB: 16 bits and floats brought to 8, what is transparent laid on white, its colour profile applied"
+    "A picture as RGB: 16 bits and floats brought to 8, transparent ones laid on white, its profile applied"
     icc = im.info.get('icc_profile')
     if im.mode in ('I', 'F') or im.mode.startswith('I;16'): return _in_srgb(_eight_bits(im), icc)
     clear = im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info
@@ -65,8 +65,7 @@ def as_rgb(
 # %% ../nbs/lib/pictures.ipynb #4efb3909
 most_pixels = 90_000_000 # a third of a gigabyte
 
-def _header(f):
-    "A picture of which nothing is decoded yet, however large it says it is"
+def _header(f): # a picture of which nothing is decoded yet, however large it says it is
     head = f.read(16)
     for load in (Image.preinit, Image.init): # the usual formats first
         load()
@@ -79,16 +78,15 @@ def _header(f):
     raise UnidentifiedImageError('not a picture')
 
 # %% ../nbs/lib/pictures.ipynb #8f52abc4
-_turns = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)))) # EXIF's orientation → what sets the picture upright
+_turns = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)))) # EXIF → what sets it upright
 
-def _orientation(im):
-    "How a picture lies, 1 to 8; 1, upright, where nobody can tell"
+def _orientation(im): # how a picture lies, 1 to 8; 1, upright, where nobody can tell
     try: res = im.getexif().get(0x0112)
     except Exception: return 1
     return res if res in _turns else 1
 
-def _bare_png(data):
-    "A PNG without its notes: pixels, palette, transparency and orientation"
+# %% ../nbs/lib/pictures.ipynb #e8c03bac
+def _bare_png(data): # a PNG without its notes: pixels, palette, transparency and orientation
     res, i = bytearray(data[:8]), 8
     while i + 12 <= len(data):
         kind, end = data[i+4:i+8], i + 12 + int.from_bytes(data[i:i+4])
@@ -110,14 +108,14 @@ def _leave_out(im, smallest, longest):
     (w, h), room = im.size, min(im.size)/1.9/smallest if smallest else max(im.size)/longest
     n = next((o for o in (8, 4, 2) if room >= o), 1)
     if n == 1 or im.format not in ('JPEG', 'MPO'): return 1
-    if smallest and (w%n or h%n) and _orientation(im) > 1: return 1 # the pixel that is not whole may lie on the other side
+    if smallest and (w%n or h%n) and _orientation(im) > 1: return 1 # its broken pixel may lie elsewhere
     im.draft(None, (w//n, h//n))
     return n
 
 _brought = {'P': 'palette', 'CMYK': 'CMYK', 'I': '16 bits', 'F': 'floats'}
 
-def _note(im, lies):
-    "What is unusual about a picture, and what is done about it; None for a plain one"
+# %% ../nbs/lib/pictures.ipynb #6e7285ab
+def _note(im, lies): # what is unusual about a picture, and what is done about it; None for a plain one
     try: film = getattr(im, 'is_animated', False) and im.format != 'MPO'
     except Exception: film = False # its first frame may be good all the same
     if film: return 'several frames', 'the first one taken'
@@ -128,11 +126,16 @@ def _note(im, lies):
     return ('a colour profile', 'brought to sRGB') if _to_srgb(im.info.get('icc_profile')) else None
 
 # %% ../nbs/lib/pictures.ipynb #702f3cd0
-def _read(im, smallest, longest, most):
-    "Look at a picture's size, then decode it"
+def _check_size(im, most):
     if not min(im.size): raise ValueError('it has no pixels')
+    if im.width*im.height <= most: return
+    raise Image.DecompressionBombError(f'{im.width:,}×{im.height:,} pixels are too many')
+
+def _read(im, smallest, longest, most):
+    "Look at a picture's size, then decode it: the picture in RGB, a note, what was left out"
+    _check_size(im, math.inf)
     (w, h), n = im.size, _leave_out(im, smallest, longest) if smallest or longest else 1
-    if im.width*im.height > most: raise Image.DecompressionBombError(f'{w:,}×{h:,} pixels are too many')
+    _check_size(im, most)
     lies = _orientation(im)
     note, _ = _note(im, lies), im.load()
     res, now = as_rgb(im), _orientation(im) # Pillow has set a TIFF upright by itself
@@ -140,15 +143,15 @@ def _read(im, smallest, longest, most):
     if res is im: res = im.copy()
     return res, note, {'drafted': (h, w, n) if lies > 4 else (w, h, n)} if n > 1 else {}
 
-def _upright(im, most):
-    "A picture's numbers as they are, set upright"
-    if im.width*im.height > most: raise Image.DecompressionBombError(f'{im.width:,}×{im.height:,} pixels are too many')
+def _read_upright(im, most): # a picture's numbers as they are, set upright
+    _check_size(im, most)
     im.load()
     lies = _orientation(im)
     return im.transpose(_turns[lies]) if lies > 1 else im
 
+# %% ../nbs/lib/pictures.ipynb #ac2a7020
 def _read_file(f, read, *args):
-    "The same from an open file"
+    "What `read` makes of an open file; where it stumbles, of the file without its notes"
     try: return read(_header(f), *args)
     except Exception as e:
         f.seek(0)
@@ -156,20 +159,22 @@ def _read_file(f, read, *args):
         with suppress(Exception): return read(_header(io.BytesIO(bare)), *args)
         raise
 
+# %% ../nbs/lib/pictures.ipynb #c893db86
 def open_photo(
-    src,                 # a file's path, its bytes, an open file, or a PIL image, which stays as it is
-    smallest:int=None,   # the shorter side that is needed; None: all pixels
-    longest:int=None,    # the longer side that is enough, likewise
-    most:int=None        # pixels, at most; None: `most_pixels` are decoded, and what is decoded already may have more
+    src,               # a file's path, its bytes, an open file, or a PIL image, which stays as it is
+    smallest:int=None, # the shorter side that is needed; None: all pixels
+    longest:int=None,  # the longer side that is enough; None: all pixels
+    most:int=None      # pixels, at most; None: `most_pixels`, or any number where they are decoded already
 ) -> tuple: # (PIL image in RGB, upright; what was unusual and what was done, or None)
-    "Read a photograph of any kind, with fewer pixels where fewer are needed; raises what Pillow raises, see `why_unreadable`"
+    "Read a photograph, with fewer pixels where fewer do; raises what Pillow raises, see `why_unreadable`"
     if isinstance(src, Image.Image):
-        res, note, _ = _read(src, None, None, most or (most_pixels if getattr(src, 'tile', None) else math.inf))
-        info = {k: src.info[k] for k in ('jpeg', 'drafted') if k in src.info} # what a step of lesson 03 has left there
-    else:
-        if hasattr(src, 'read'): src = src.read()
-        with io.BytesIO(src) if isinstance(src, (bytes, bytearray, memoryview)) else open(src, 'rb') as f:
-            res, note, info = _read_file(f, _read, smallest, longest, most or most_pixels)
+        decoded = not getattr(src, 'tile', None)
+        res, note, _ = _read(src, None, None, most or (math.inf if decoded else most_pixels))
+        res.info = {k: src.info[k] for k in ('jpeg', 'drafted') if k in src.info} # a step's notes
+        return res, note
+    if hasattr(src, 'read'): src = src.read()
+    with io.BytesIO(src) if isinstance(src, (bytes, bytearray, memoryview)) else open(src, 'rb') as f:
+        res, note, info = _read_file(f, _read, smallest, longest, most or most_pixels)
     res.info = info
     return res, note
 
@@ -177,30 +182,35 @@ def open_mask(
     path # a file
 ) -> Image.Image: # in the file's own mode
     "A picture whose numbers are no colours, upright, and read as carefully as a photograph"
-    with open(path, 'rb') as f: return _read_file(f, _upright, most_pixels)
+    with open(path, 'rb') as f: return _read_file(f, _read_upright, most_pixels)
 
 # %% ../nbs/lib/pictures.ipynb #1ece25b5
+_too_many = Image.DecompressionBombError, Image.DecompressionBombWarning
+
 def why_unreadable(
     e:Exception # what `open_photo` raised
 ) -> str:
     "Why a file cannot be read, in a few words"
-    if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)): return 'too many pixels (a bomb?)'
+    if isinstance(e, _too_many): return 'too many pixels (a bomb?)'
     if isinstance(e, UnidentifiedImageError): return 'not a picture'
     if isinstance(e, FileNotFoundError): return 'there is no such file'
     if 'truncated' in str(e).lower() or isinstance(e, (EOFError, SyntaxError)): return 'cut off or damaged'
     return f'cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
 
+# %% ../nbs/lib/pictures.ipynb #27e65659
 def open_rgb(
     src,     # see `open_photo`
-    **kwargs # likewise
+    **kwargs # for `open_photo`
 ) -> Image.Image: # in RGB, upright
     "A photograph alone; raises `CourseError` with a line that says which file and why"
     try: return open_photo(src, **kwargs)[0]
     except Exception as e:
-        name = f'{src}: ' if isinstance(src, (str, os.PathLike)) else ''
-        most = kwargs.get('most') or most_pixels
-        if isinstance(e, Image.DecompressionBombError): raise CourseError(f'{name}{e}. Expected at most {most/1e6:.0f} million. Make it smaller with another program') from None
-        raise CourseError(f'{name}not a picture that can be read ({why_unreadable(e)}). Expected a photograph, such as a JPEG or PNG file') from None
+        why = (f'not a picture that can be read ({why_unreadable(e)}). '
+               'Expected a photograph, such as a JPEG or PNG file')
+        if isinstance(e, Image.DecompressionBombError):
+            most = (kwargs.get('most') or most_pixels)/1e6
+            why = f'{e}. Expected at most {most:.0f} million. Make it smaller with another program'
+        raise CourseError((f'{src}: ' if isinstance(src, (str, os.PathLike)) else '') + why) from None
 
 # %% ../nbs/lib/pictures.ipynb #a6d4c78c
 def file_ids(
@@ -214,15 +224,16 @@ def file_ids(
         res.add((s.st_dev, s.st_ino))
     return res
 
+# %% ../nbs/lib/pictures.ipynb #b5f657d7
 def may_write(
     path,     # where a result would go
     inputs,   # what is read, as `file_ids` gives it
     ours:bool # does a list of what we have made know the file that lies there?
 ) -> str|None: # why not, in a few words; None where it may
-    "May a result be written there? Never over what is read, nor over a file, or a link, that we have not made"
+    "May a result be written there? Never over what is read, nor over a file or a link that we have not made"
     if file_ids([path]) & inputs: return 'its result would take the place of a photograph that is read'
-    if os.path.lexists(path) and not ours: return 'where its result would go lies a file that was not made here, or was changed since'
-    return None
+    if os.path.lexists(path) and not ours:
+        return 'where its result would go lies a file that was not made here, or was changed since'
 
 # %% ../nbs/lib/pictures.ipynb #b5970693
 def crappy_name(

@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 import torch, torch.distributed as dist
 from fastai.callback.core import Callback
-from .core import default_device
+from .core import course_device
 
 # %% ../nbs/lib/processes.ipynb #44dbf557
 def process_rank() -> tuple: # number of this process, from 0; how many there are
@@ -21,7 +21,7 @@ def process_rank() -> tuple: # number of this process, from 0; how many there ar
 @contextmanager
 def joined_processes(): # gives what `process_rank` says
     "Find the other processes that torchrun has started, and part from them at the end; alone, do nothing"
-    (rank, world), cuda = process_rank(), default_device().type == 'cuda'
+    (rank, world), cuda = process_rank(), course_device().type == 'cuda'
     if world > 1:
         if cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         dist.init_process_group('nccl' if cuda else 'gloo')

@@ -8,12 +8,12 @@ __all__ = ['mnist_dls', 'conv', 'simple_cnn', 'n_params', 'course_learner', 'con
            'resnet_ish', 'train']
 
 # %% ../nbs/01_mnist_resnet.ipynb #29db246d
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 import torch
 from torch import nn
 import torch.nn.functional as F
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter,
-    ImageBlock, Learner, Normalize, PILImageBW, accuracy, parent_label)
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
+    Learner, Normalize, PILImageBW, accuracy, parent_label)
 from .data import RandomPadCrop, TensorDL, get_data, known_images
 from .models import check_finite
 
@@ -28,7 +28,7 @@ def mnist_dls(
     block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=known_images, get_y=parent_label,
         splitter=GrandparentSplitter('training', 'testing'), batch_tfms=[*tfms, Normalize()])
     if bs < 2: raise CourseError(f'bs = {bs}: batch norm needs more than one picture. Expected a larger bs')
-    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=default_device())
+    return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=course_device())
 
 # %% ../nbs/01_mnist_resnet.ipynb #97db9d1d
 def conv(

@@ -17,16 +17,16 @@ from fastai.vision.all import (AttrDict, DataLoaders, Dihedral, IntToFloatTensor
     imagenet_stats)
 from PIL import Image
 from torch import nn
-from .core import CourseError, default_device, device_name, seed_everything, tell_path
+from .core import CourseError, course_device, device_name, seed_everything, tell_path
 from .crappify import crappify_photo, parse_steps
 from .feature_loss import restorer
-from .files import check_folder, MadeHere, no_room, write_atomic
+from .files import check_folder, MadeHere, why_unwritable, write_atomic
 from .gan import InputUnet, superres_generator
 from .kept_weights import load_network, network_kind, read_weights, save_weights, weights_digest
 from .metrics import psnr
 from .models import channels_last, imagenet_norm, is_oom
 from .pairs import on_normalised
-from course_lib.pictures import (Report, crappy_name, file_bytes, file_ids, files_in, may_write, open_photo,
+from course_lib.pictures import (crappy_name, file_bytes, file_ids, files_in, may_write, open_photo, Report,
     why_unreadable)
 from .resnet import course_learner
 from .show import md_rows
@@ -161,7 +161,7 @@ def _one_file(model, src, name, kwargs):
 def _why_not(e, out):
     "Why a file has no result; raises `CourseError` where no other one can have one either"
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise CourseError(no_room(out, e, '--out') + '. What was finished is kept') from None
+        raise CourseError(why_unwritable(out, e, '--out') + '. What was finished is kept') from None
     if e.errno == errno.ENAMETOOLONG: return 'the name of its result would be too long'
     return f'it cannot be read, or its result not be written ({e.strerror or e})'
 
@@ -243,7 +243,7 @@ def box_dls(
     train = DamagedPatches(box_patches(False, cfg.size), damage, crop=cfg.crop)
     valid = DamagedPatches(box_patches(True, cfg.size, cfg.size), damage, seed=cfg.seed)
     return DataLoaders.from_dsets(train, valid, bs=cfg.bs, val_bs=2*cfg.bs, num_workers=workers,
-        after_batch=[IntToFloatTensor, Dihedral(), norm], device=default_device())
+        after_batch=[IntToFloatTensor, Dihedral(), norm], device=course_device())
 
 # %% ../nbs/05b_any_photograph.ipynb #44417ed1
 box_trials = { # what a network is tried on: name → damage

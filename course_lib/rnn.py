@@ -15,7 +15,7 @@ from torch import nn
 import torch.nn.functional as F
 from fastai.basics import DataLoader, DataLoaders, Metric
 from fastai.callback.rnn import ModelResetter
-from .core import CourseError, default_device, seed_everything
+from .core import CourseError, course_device, seed_everything
 from .data import get_data
 from .models import check_finite
 from .resnet import course_learner
@@ -83,7 +83,7 @@ def number_dls(
     "Two texts as batches that join up"
     segs = Segments(train, bs, bptt, jitter=jitter), Segments(valid, bs, bptt)
     dls = [DataLoader(o, bs=None, before_iter=partial(o.recut)) for o in segs] # a method would be rebound
-    return DataLoaders(*dls, device=default_device())
+    return DataLoaders(*dls, device=course_device())
 
 # %% ../nbs/09_human_numbers.ipynb #9b0e4028
 class WordAccuracy(Metric):

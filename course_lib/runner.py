@@ -16,8 +16,8 @@ from pathlib import Path
 from traceback import extract_tb
 from fastcore.basics import num_cpus
 from fastcore.xtras import modified_env
-from .core import clone_root, CourseError, data_home, default_device, runs_home, tell_path
-from .files import MadeHere, no_room, read_json, write_atomic
+from .core import clone_root, CourseError, data_home, course_device, runs_home, tell_path
+from .files import MadeHere, why_unwritable, read_json, write_atomic
 from .results import load_results
 
 # %% ../nbs/lib/runner.ipynb #a9371053
@@ -209,7 +209,7 @@ def side_by_side(n:int, profile:str, # how many there are to run; `sample` or `f
     if jobs < 0: raise CourseError(f'--jobs {jobs}: expected 0 (as many as the machine bears) or more')
     cores, own = num_cpus() or 1, os.environ.get('OMP_NUM_THREADS', '')
     own = int(own) if own.isdigit() else 0
-    shared = profile == 'sample' and default_device().type == 'cpu'
+    shared = profile == 'sample' and course_device().type == 'cpu'
     if shared and not jobs:
         import psutil
         fit = int(psutil.virtual_memory().available/1.5e9) # lessons into the memory that is free
@@ -267,7 +267,7 @@ def run_lessons(todo:list, profile:str, out:Path, # notebooks, `sample` or `full
             except KeyboardInterrupt: line.done(f'{name}  stopped', name)
             except OSError as e:
                 errors.append(e)
-                line.done(no_room(out, e, '--out or COURSE_RUNS'), name)
+                line.done(why_unwritable(out, e, '--out or COURSE_RUNS'), name)
             except Exception as e:
                 errors.append(e)
                 line.done(f'{name}  {type(e).__name__}', name)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import median_filter
 from torch import nn
 from torchvision.models.vgg import make_layers
-from .core import CourseError, default_device
+from .core import CourseError, course_device
 from .feature_loss import fold_norms, gram_matrix
 from .models import (half_dtype, imagenet_norm, imagenet_weights, in_half, memory_layout,
     torchvision_encoder)
@@ -56,7 +56,7 @@ def picture_batch(
     "A picture as a batch of one; where a height and a width are given, cut to its middle"
     if isinstance(size, int): size = [max(1, round(o*size/max(im.size))) for o in im.size[::-1]]
     im = ImageOps.fit(im, tuple(size)[::-1], Image.Resampling.LANCZOS)
-    return (torch.tensor(np.asarray(im)).permute(2,0,1)[None]/255).contiguous().to(device or default_device())
+    return (torch.tensor(np.asarray(im)).permute(2,0,1)[None]/255).contiguous().to(device or course_device())
 
 # %% ../nbs/08_style_transfer.ipynb #711a07e7
 def soft_noise(
@@ -65,7 +65,7 @@ def soft_noise(
 ): # (1, 3, h, w), 0 to 1
     "Random colours, each channel smoothed by a median filter"
     x = np.random.default_rng(seed).random((3, *sz), dtype=np.float32)
-    return torch.from_numpy(median_filter(x, (1, ks, ks)))[None].to(device or default_device())
+    return torch.from_numpy(median_filter(x, (1, ks, ks)))[None].to(device or course_device())
 
 # %% ../nbs/08_style_transfer.ipynb #a7b25e44
 lbfgs = partial(torch.optim.LBFGS, history_size=20, tolerance_grad=0, tolerance_change=0,
@@ -159,7 +159,7 @@ def loss_network(
     keep_outputs(net).eval().requires_grad_(False)
     if weights is None: unit_variance_(net, imagenet_norm(pictures.cpu()))
     layout = memory_layout(device)
-    return fold_norms(net).to(device or default_device(), memory_format=layout), bool(weights)
+    return fold_norms(net).to(device or course_device(), memory_format=layout), bool(weights)
 
 # %% ../nbs/08_style_transfer.ipynb #f7852f5e
 def relative_error(a, target): # (n, …); (n, …) or (1, …) → (n,)

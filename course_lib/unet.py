@@ -11,14 +11,13 @@ __all__ = ['scene_dls', 'scene_size', 'confusion', 'class_iou', 'pixel_accuracy'
 # %% ../nbs/02_unet_segmentation.ipynb #694d283d
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
-from fastai.vision.all import (AddMaskCodes, DataBlock, FuncSplitter, ImageBlock, IntToFloatTensor, Metric,
-    Normalize, TransformBlock, aug_transforms, imagenet_stats, noop, params, sigmoid_range)
-from .core import CourseError, default_device, seed_everything
+from fastai.vision.all import (AddMaskCodes, DataBlock, FuncSplitter, ImageBlock, IntToFloatTensor, Metric, Normalize,
+    TransformBlock, aug_transforms, imagenet_stats, noop, params, sigmoid_range)
+from .core import CourseError, course_device, seed_everything
 from .data import PILPhoto, TensorDL, get_data
-from .models import (card_bs, channels_last, check_finite, imagenet_weights, tell_memory,
-    torchvision_encoder)
+from .models import card_bs, channels_last, check_finite, imagenet_weights, tell_memory, torchvision_encoder
 from .resnet import conv2, conv_layer, course_learner
-from .scenes import SceneMask, check_masks, check_sizes, mask_file, scene_codes, scene_files
+from .scenes import check_masks, check_sizes, mask_file, scene_codes, scene_files, SceneMask
 
 # %% ../nbs/02_unet_segmentation.ipynb #13097e5b
 def scene_dls(
@@ -33,7 +32,7 @@ def scene_dls(
     block = DataBlock((ImageBlock(PILPhoto), mask), get_items=lambda _: files['train']+files['valid'],
         get_y=mask_file, splitter=FuncSplitter(lambda o: o in valid),
         batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
-    return block.dataloaders(path, bs=bs, val_bs=2*bs, dl_type=TensorDL, sz=sz, device=default_device())
+    return block.dataloaders(path, bs=bs, val_bs=2*bs, dl_type=TensorDL, sz=sz, device=course_device())
 
 # %% ../nbs/02_unet_segmentation.ipynb #03385fde
 def scene_size(

@@ -15,7 +15,7 @@ from torch import nn
 from fastai.vision.all import progress_bar
 from torchvision.transforms.functional import center_crop
 from .checkpoints import load_checkpoint, save_checkpoint
-from .core import CourseError, default_device, runs_home, seed_everything
+from .core import CourseError, course_device, runs_home, seed_everything
 from .data import get_data, image_cache
 from .metrics import to_bytes, to_unit
 from .models import check_finite, memory_layout
@@ -123,12 +123,12 @@ def make_pair(cfg, gen=DCGAN_G, critic=DCGAN_D): # the lesson's settings; what m
     "A new generator and a new critic of the sizes in the settings, on the default device"
     sizes = dict(sz=cfg.sz, nc=3, n_extra=cfg.n_extra)
     pair = gen(nz=cfg.nz, nf=cfg.nf_gen, **sizes), critic(nf=cfg.nf_critic, **sizes)
-    return tuple(o.to(default_device(), memory_format=memory_layout()) for o in pair)
+    return tuple(o.to(course_device(), memory_format=memory_layout()) for o in pair)
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9cd04523
 def noise(n:int, nz:int, rng=None): # how many; numbers for each; a torch.Generator on the CPU, or torch's own
     "What a generator begins with: normally distributed numbers (n, nz, 1, 1), on the default device"
-    return torch.randn(n, nz, 1, 1, generator=rng).to(default_device())
+    return torch.randn(n, nz, 1, 1, generator=rng).to(course_device())
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #b9862fcd
 def wgan_gap(real, fake): # scores
@@ -271,7 +271,7 @@ class _Place: # where a run stands, for a checkpoint
     def load_state_dict(self, s):
         self.run.rng.set_state(s['rng'])
         for k in self.names: setattr(self.run, k, s[k])
-        self.run.fixed = self.run.fixed.to(default_device())
+        self.run.fixed = self.run.fixed.to(course_device())
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #e901ebaa
 def wgan_state(run): # a `WGAN`

@@ -11,8 +11,6 @@ from torch import nn
 
 from card import Card, cuda, modules, stand_in
 from course_lib import core, cyclegan, darknet, data, feature_loss, gan, harmonize, kept_weights, metrics, models, pairs, phases, pointer, processes, resnet, restore, rnn, show, style, unet, wgan
-from course_lib import as cyclegan_parts
-from course_lib import as judge
 from course_lib.apps import style_files
 from course_lib.core import lesson_settings, lessons
 from course_lib.unet import small_encoder

@@ -84,7 +84,8 @@ def kinds():
     yield 'profile as a bomb.png', note(chunk(b'iCCP', b'a\0\0' + zlib.compress(bytes(99_000_000)))), im, 0
     yield 'profile of noise.png', note(chunk(b'iCCP', b'a\0\0' + zlib.compress(b'no profile'))), im, 0
     yield 'notes of noise.png', note(chunk(b'eXIf', b'MM\0*\xff\xff\xff\xff')), im, 0
-    for n in (8, 12, 20): yield f'notes cut after {n}.jpg', bytes_of(im, 'JPEG', quality=97, subsampling=0, exif=b'Exif\0\0' + exif_of(6).tobytes()[6:6+n]), im, 3
+    for n in (8, 12, 20):
+        yield f'notes cut after {n}.jpg', bytes_of(im, 'JPEG', quality=97, subsampling=0, exif=b'Exif\0\0' + exif_of(6).tobytes()[6:6+n]), im, 3
     yield 'orientation 99.jpg', bytes_of(im, 'JPEG', quality=97, subsampling=0, exif=exif_of(99)), im, 3
     yield 'profile of noise.jpg', bytes_of(im, 'JPEG', quality=97, subsampling=0, icc_profile=b'no profile'), im, 3
     yield 'notes of noise.webp', bytes_of(im, 'WEBP', lossless=True, exif=b'Exif\0\0MM\0*\xff\xff\xff\xff'), im, 0
@@ -147,7 +148,8 @@ def square_kinds():
     swap = Image.merge('RGB', im.split()[::-1])
     hole = im.convert('RGBA'); hole.paste((0, 0, 0, 0), (0, 0, 32, 64))
     on_white = im.copy(); on_white.paste('white', (0, 0, 32, 64))
-    return dict(plain=(im, {}, im), turned=(im.transpose(Image.Transpose.ROTATE_90), dict(exif=exif_of(6)), im), deep=(deep, {}, im.convert('L').convert('RGB')),
+    return dict(plain=(im, {}, im), turned=(im.transpose(Image.Transpose.ROTATE_90), dict(exif=exif_of(6)), im),
+                deep=(deep, {}, im.convert('L').convert('RGB')),
         clear=(hole, {}, on_white), colours=(swap, dict(icc_profile=swapped()), im))
 
 
@@ -180,7 +182,8 @@ def test_size_before_pixels(tmp_path, monkeypatch):
     for data in (png(10_000, 10_000), bytes_of(Image.new('L', (1, 1)), 'JPEG').replace(b'\x08\0\x01\0\x01', struct.pack('>BHH', 8, 20_000, 20_000))):
         with pytest.raises(Image.DecompressionBombError, match='pixels are too many') as e: open_photo(data)
         assert why_unreadable(e.value) == 'too many pixels (a bomb?)'
-    with pytest.raises(CourseError, match='a.png: 300×300 pixels are too many'): (tmp_path/'a.png').write_bytes(png(300, 300)); open_rgb(tmp_path/'a.png', most=80_000)
+    (tmp_path/'a.png').write_bytes(png(300, 300))
+    with pytest.raises(CourseError, match='a.png: 300×300 pixels are too many'): open_rgb(tmp_path/'a.png', most=80_000)
 
 
 def test_pillows_limit_is_left_alone(monkeypatch, recwarn):
@@ -223,7 +226,8 @@ print(peak() - before)''', tmp_path/'bomb.png')
     assert said.startswith('CourseError') and '24 megapixels' in said and int(kb) < 30_000, res.stdout + res.stderr
 
 
-@pytest.mark.parametrize('data, said', [(b'', 'not a picture'), (b'buy milk', 'not a picture'), (png(0, 5), 'not a picture|no pixels'), (bytes_of(cat(), 'PNG')[:300], 'cut off'), (bytes_of(cat(), 'JPEG')[:600], 'cut off')])
+@pytest.mark.parametrize('data, said', [(b'', 'not a picture'), (b'buy milk', 'not a picture'), (png(0, 5), 'not a picture|no pixels'),
+    (bytes_of(cat(), 'PNG')[:300], 'cut off'), (bytes_of(cat(), 'JPEG')[:600], 'cut off')])
 def test_no_picture(tmp_path, data, said):
     (tmp_path/'x.png').write_bytes(data)
     with pytest.raises(CourseError, match=f'x.png: not a picture that can be read .*({said})') as e: open_rgb(tmp_path/'x.png')

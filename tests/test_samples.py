@@ -1,5 +1,5 @@
 "Samples are made once and whole, whoever asks and whatever goes wrong, and the same on every machine"
-import inspect, os, shutil, signal, subprocess, sys, time
+import ast, inspect, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 import pytest
 from PIL import Image
@@ -7,7 +7,7 @@ from conftest import patience
 from course_lib.core import CourseError, data_home, lesson_settings, lessons
 from course_lib.data import check_layout, count_files, get_data, registry
 from course_lib.samples import make as making
-from course_lib.samples.make import known_files, make_sample, pixels_digest, sample, sample_maker, sample_stamp
+from course_lib.samples.make import find_maker, known_files, make_sample, pixels_digest, sample_maker, sample_stamp
 
 names = [k for k,v in registry().items() if 'sample' in v]
 
@@ -16,7 +16,7 @@ import os, sys, time
 from pathlib import Path
 from course_lib.samples.make import *
 home = Path(sys.argv[1])
-@sample('toy')
+@sample_maker('toy')
 def make_toy(path):
     with open(home/'builds', 'a') as f: f.write('built\\n')
     for i in range(5):
@@ -29,7 +29,8 @@ while len(list(home.glob('ready-*'))) < 4: time.sleep(.01)
 path = make_sample('toy', home/'sample')
 print(sorted(o.name for o in path.glob('*.txt')))
 '''
-half_way = maker.replace("str(i))", "str(i))\n        if i == 2 and len(sys.argv) > 2: (home/'half').touch(); time.sleep(60)") + "make_sample('toy', home/'sample')\n"
+stop = "str(i))\n        if i == 2 and len(sys.argv) > 2: (home/'half').touch(); time.sleep(60)"
+half_way = maker.replace("str(i))", stop) + "make_sample('toy', home/'sample')\n"
 
 
 @pytest.fixture
@@ -75,9 +76,9 @@ def test_killed_half_way(tmp_path, start):
 
 
 def register(monkeypatch, text, **kwargs):
-    monkeypatch.setattr(making, 'samples', {})
+    monkeypatch.setattr(making, 'makers', {})
     make = {'a': _make_a, 'b': _make_b}[text]
-    return sample('toy', **kwargs)(make)
+    return sample_maker('toy', **kwargs)(make)
 
 def _make_a(path): (path/'x.txt').write_text('a')
 def _make_b(path): (path/'x.txt').write_text('b')
@@ -109,7 +110,7 @@ def test_failing_maker(tmp_path, monkeypatch):
     register(monkeypatch, 'a')
     make_sample('toy', tmp_path)
     def broken(path): (path/'x.txt').write_text('half'); 1/0
-    sample('toy')(broken)
+    sample_maker('toy')(broken)
     with pytest.raises(ZeroDivisionError): make_sample('toy', tmp_path)
     assert (tmp_path/'toy'/'x.txt').read_text() == 'a'
     assert [o.name for o in tmp_path.iterdir() if o.is_dir()] == ['toy']
@@ -144,7 +145,7 @@ def test_digest_sees_a_pixel(tmp_path):
 
 def test_every_sample_has_a_maker():
     "The module that the registry names makes the sample of that name"
-    assert [sample_maker(o).kind.rpartition('-')[0] for o in names] == names
+    assert [find_maker(o).kind.rpartition('-')[0] for o in names] == names
 
 
 def test_makers_are_imported_when_asked_for(python, tmp_path):
@@ -226,25 +227,12 @@ def test_changed_file_is_kept_aside(tmp_path, monkeypatch, capsys):
 def test_file_of_an_older_version_goes(tmp_path, monkeypatch):
     "What the course made and makes no more is removed, unless somebody changed it"
     def two(path): (path/'old').mkdir(); [(path/'old'/o).write_text('old') for o in ('1.txt', '2.txt')]
-    monkeypatch.setattr(making, 'samples', {})
-    sample('toy')(two)
+    monkeypatch.setattr(making, 'makers', {})
+    sample_maker('toy')(two)
     path = make_sample('toy', tmp_path)
     (path/'old'/'2.txt').write_text('my own')
     a_sample(monkeypatch, tmp_path)
     assert sorted(o.relative_to(path).as_posix() for o in path.rglob('*.txt')) == ['old/2.txt', 'x.txt']
-
-
-def test_stamp_of_old(tmp_path, monkeypatch):
-    "A sample whose stamp has a number and no list is brought over; with a file too many, nothing of it is lost"
-    for extra in (False, True):
-        path = a_sample(monkeypatch, tmp_path)
-        (path/'.stamp.json').write_text('{"stamp": "toy-1-0123456789ab", "files": 1}')
-        (path/'x.txt').write_text('from an older version')
-        if extra: (path/'mine.txt').write_text('my own')
-        a_sample(monkeypatch, tmp_path)
-        assert (path/'x.txt').read_text() == 'a'
-        kept = {'mine.txt': 'my own', 'x.txt.yours1': 'from an older version'} if extra else {}
-        assert {o.name: o.read_text() for o in path.glob('[!.]*')} == {'x.txt': 'a', **kept}
 
 
 def test_linked_sample(tmp_path, monkeypatch):
@@ -270,10 +258,10 @@ from functools import partial
 size = 3
 '''
 toys = '''
-from course_lib.samples.make import make_sample, sample
-@sample('toy')
+from course_lib.samples.make import make_sample, sample_maker
+from ..kit import size
+@sample_maker('toy')
 def make_toy(path):
-    from ..kit import size
     (path/'x.txt').write_text('x'*size)
 '''
 use = "import sys; from pathlib import Path; import toys.draw.maker; from course_lib.samples.make import make_sample; make_sample('toy', Path(sys.argv[1]))"
@@ -291,15 +279,25 @@ def test_stamp_covers_what_the_maker_draws_with(tmp_path, python):
     assert made().read_text() == 'xxxxx'
 
 
-@pytest.mark.parametrize('name', names)
-def test_stamp_covers_the_whole_module(name, monkeypatch):
-    "Any line of the module that draws, however far from the maker"
-    make, read = sample_maker(name), inspect.getsource
-    monkeypatch.setattr(making, '_drawing', making._drawing.__wrapped__)
-    before = sample_stamp(make)
-    changed = lambda o: read(o) + ('\n# changed' if inspect.ismodule(o) and o.__name__ == make.__module__ else '')
-    monkeypatch.setattr(making.inspect, 'getsource', changed)
-    assert sample_stamp(make) != before
+@pytest.mark.parametrize('module', sorted({v['sample']['maker'] for v in registry().values() if 'sample' in v}))
+def test_stamp_covers_the_whole_module(module):
+    "Every function, class and table of the module that draws, however far from its makers"
+    makers = [find_maker(k) for k,v in registry().items() if 'sample' in v and v['sample']['maker'] == module]
+    module = sys.modules[makers[0].__module__]
+    top = [o for o in ast.parse(inspect.getsource(module)).body if not isinstance(o, (ast.FunctionDef, ast.ClassDef))]
+    at_import = {n.id for o in top for n in ast.walk(o) if isinstance(n, ast.Name)}
+    for k,v in vars(module).items():
+        if k.startswith('__') or getattr(v, '__module__', module.__name__) != module.__name__: continue
+        if inspect.isfunction(v) and k in at_import: continue # what it gave is in a table
+        before, v = [*map(sample_stamp, makers)], inspect.unwrap(v)
+        if inspect.isfunction(v): old = v.__kwdefaults__; v.__kwdefaults__ = {'more': 1}; undo = lambda: setattr(v, '__kwdefaults__', old)
+        elif isinstance(v, type): v.more = 1; undo = lambda: delattr(v, 'more')
+        elif isinstance(v, list): v.append(1); undo = v.pop
+        elif isinstance(v, dict): v['more'] = 1; undo = lambda: v.pop('more')
+        else: continue
+        try: assert [*map(sample_stamp, makers)] != before, k
+        finally: undo()
+        assert [*map(sample_stamp, makers)] == before
 
 
 # ---- the lessons' readers beside a reader's files

@@ -429,7 +429,7 @@ def test_camvid12_from_the_archive(tmp_path, archives):
 
 
 def test_archive_without_a_mask(tmp_path):
-    with pytest.raises(CourseError, match='has no mask valannot/val_001.png'):
+    with pytest.raises(CourseError, match='valannot/val_001.png: not in the archive'):
         segnet_layout(fake_segnet(tmp_path, dict(train=1, val=2, test=1), lose='valannot/val_001.png'))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
+from course_lib.samples import bedrooms
 from course_lib.samples.bedrooms import Room, bedroom, make_bedrooms
 from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import count_files, get_data, list_files
@@ -53,7 +54,7 @@ def test_the_bed_is_where_the_plan_says():
     "The blanket's colour lies where the middle of the bed is projected to"
     for i in range(20):
         r = Room(i, 64)
-        r.paint_shell(); r.paint_bed()
+        for paint in (bedrooms._paint_shell, bedrooms._paint_bed): paint(r)
         u, v = (int(o) for o in r.at(r.bed.x, r.bed.high+.05, r.d-r.bed.long+.4))
         assert r.img.getpixel((u, v)) == r.blanket
 

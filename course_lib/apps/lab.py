@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from IPython import get_ipython
 from PIL import Image
 from ..core import CourseError
-from ..show import as_jpeg, show_images
+from ..show import as_jpeg, show_grid
 from ..crappify import chain, crappify_photo, explain, lecture, parse_steps, sometimes
 from ..metrics import psnr
 from ..pictures import file_bytes, open_rgb
@@ -104,7 +104,7 @@ class CrappifyLab:
             ims += [before, after.resize(before.size, Image.Resampling.NEAREST)]
             titles += [name, textwrap.fill(said, 60)]
         title = textwrap.fill(repr(self.fn), 76)
-        return as_jpeg(show_images(ims, titles, ncols=2, size=3, nearest=False, suptitle=title))
+        return as_jpeg(show_grid(ims, titles, ncols=2, size=3, nearest=False, suptitle=title))
     def _repr_mimebundle_(self, **kwargs):
         data = {'text/plain': repr(self), 'image/jpeg': base64.b64encode(self.grid().data).decode()}
         return {**self.panel.box._repr_mimebundle_(), **data} if watched() else data

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from ..core import CourseError, default_device, seed_everything
-from ..files import MadeHere, check_folder, no_room, write_atomic
+from ..core import CourseError, course_device, seed_everything
+from ..files import MadeHere, check_folder, why_unwritable, write_atomic
 from ..style import keep_colours, loss_network, open_picture, picture_batch, sizes_up_to, transfer
 
 # %% ../../nbs/apps/style_files.ipynb #adba7381
@@ -21,7 +21,7 @@ def _state(made, part, key, tell):
     if made.key(part) != key: return None, (0, 0)
     with np.load(made.folder/part) as z: x, at = z['x'], tuple(z['at'].tolist())
     tell(f'goes on at size {at[0]+1}, evaluation {at[1]}')
-    return torch.from_numpy(x).float().to(default_device()), at
+    return torch.from_numpy(x).float().to(course_device()), at
 
 def _write_state(made, part, so_far, key, x, at):
     "The picture for people, and for the next run"
@@ -62,7 +62,7 @@ def style_file(
         if keep: x = keep_colours(x, picture_batch(ims[0], tuple(x.shape[-2:])))
         made.put(out.name, _picture_bytes(x, out.name), key)
         for o in names[1:]: made.remove(o)
-    except OSError as e: raise CourseError(no_room(out.parent, e, '--out')) from None
+    except OSError as e: raise CourseError(why_unwritable(out.parent, e, '--out')) from None
     return out
 
 # %% ../../nbs/apps/style_files.ipynb #af3fe38a

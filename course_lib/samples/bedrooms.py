@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ..core import CourseError
 from .kit import Chance, as_image, blend, shade
-from .make import sample
+from .make import sample_maker
 
 # %% ../../nbs/samples/bedrooms.ipynb #e6bef667
 _walls = [(226,216,196), (198,212,222), (206,220,204), (214,210,206),
@@ -25,45 +25,36 @@ _cloths = [(176,44,48), (40,78,146), (34,124,122), (206,156,44), (116,70,138), (
 _ss = 4 # everything is drawn this many times too large
 
 # %% ../../nbs/samples/bedrooms.ipynb #e606d459
-class _Plan:
-    "What there is in a room, in metres, before anything is drawn"
-    def __init__(self, seed, size):
-        "A room of `size` × `size` final pixels whose plan comes from `seed`, an int or a list of ints"
-        self.rng, self.size, self.px = Chance(seed), size, size*_ss
-        self.img = Image.new('RGB', (self.px, self.px))
-        self.on = ImageDraw.Draw(self.img, 'RGBA')
-        for step in (self.plan_walls, self.plan_colors, self.plan_things): step()
-    def vary(self, color, amount=10):
-        "A colour at most `amount` levels lighter or darker, and a little redder or bluer"
-        shift, hue = self.rng.uniform(-amount, amount), self.rng.uniform(-amount, amount)/2
-        return tuple(int(min(max(c + shift + d*hue, 4), 251)) for c,d in zip(color, (1,0,-1)))
-    def plan_walls(self):
-        "Size of the room and place of the camera (metres), focal length (drawing pixels), hour of the day"
-        u = self.rng.uniform
-        self.w, self.h, self.d = u(3.8,4.3), u(2.45,2.65), u(4.4,4.8)
-        self.cam = SimpleNamespace(x=u(-.25,.25), y=u(1.35,1.5), f=self.px*u(1.02,1.1),
-            row=self.px*u(.41,.45))
-        self.evening = u() < .15
-    def plan_colors(self):
-        "The colours of walls, floor, wood, blanket, curtains and rug"
-        v, p = self.vary, self.rng.pick
-        self.wall, self.floor, self.wood = v(p(_walls)), v(p(_floors)), v(p(_woods))
-        self.blanket, self.curtain, self.rug = v(p(_cloths)), v(p(_cloths)), v(p(_cloths))
-    def plan_things(self):
-        "Where bed and window are; which of lamp, rug, pictures and curtains there are, in metres"
-        u, side = self.rng.uniform, self.rng.pick([-1,1])
-        wide, high = u(1.5,1.8), u(.45,.55)
-        x = side*(self.w/2 - wide/2 - u(.5,.8))
-        self.bed = SimpleNamespace(x=x, side=side, wide=wide, high=high, long=u(1.9,2.1),
-            head=high + u(.35,.6))
-        away = -side*(self.w/2 - u(.8,.95))
-        self.window = SimpleNamespace(x=away, wide=u(.9,1.1), low=u(.8,.95), high=u(2.0,2.15))
-        self.lamp, self.has_rug = self.evening or u() < .75, u() < .6
-        self.has_curtains, self.n_pictures = u() < .75, self.rng.pick([1,1,2])
+def _vary(r, color, amount=10):
+    "A colour at most `amount` levels lighter or darker, and a little redder or bluer"
+    shift, hue = r.rng.uniform(-amount, amount), r.rng.uniform(-amount, amount)/2
+    return tuple(int(min(max(c + shift + d*hue, 4), 251)) for c,d in zip(color, (1,0,-1)))
+def _plan_walls(r):
+    "Size of the room and place of the camera (metres), focal length (drawing pixels), hour of the day"
+    u = r.rng.uniform
+    r.w, r.h, r.d = u(3.8,4.3), u(2.45,2.65), u(4.4,4.8)
+    r.cam = SimpleNamespace(x=u(-.25,.25), y=u(1.35,1.5), f=r.px*u(1.02,1.1), row=r.px*u(.41,.45))
+    r.evening = u() < .15
+def _plan_colors(r): # the colours of walls, floor, wood, blanket, curtains and rug
+    some = lambda colors: _vary(r, r.rng.pick(colors))
+    r.wall, r.floor, r.wood = some(_walls), some(_floors), some(_woods)
+    r.blanket, r.curtain, r.rug = some(_cloths), some(_cloths), some(_cloths)
+
+# %% ../../nbs/samples/bedrooms.ipynb #2d4d4bb5
+def _plan_things(r):
+    "Where bed and window are; which of lamp, rug, pictures and curtains there are, in metres"
+    u, side = r.rng.uniform, r.rng.pick([-1,1])
+    wide, high = u(1.5,1.8), u(.45,.55)
+    x = side*(r.w/2 - wide/2 - u(.5,.8))
+    r.bed = SimpleNamespace(x=x, side=side, wide=wide, high=high, long=u(1.9,2.1), head=high + u(.35,.6))
+    away = -side*(r.w/2 - u(.8,.95))
+    r.window = SimpleNamespace(x=away, wide=u(.9,1.1), low=u(.8,.95), high=u(2.0,2.15))
+    r.lamp, r.has_rug = r.evening or u() < .75, u() < .6
+    r.has_curtains, r.n_pictures = u() < .75, r.rng.pick([1,1,2])
 
 # %% ../../nbs/samples/bedrooms.ipynb #ec645706
-class _Strokes(_Plan):
-    "A camera, and what it sees: flat faces and boxes"
+class _Strokes:
+    "What a room's camera sees of flat faces and boxes"
     def at(self, x, y, z):
         "The drawing pixel that shows the point `x` metres right, `y` up and `z` away"
         k = self.cam.f/max(z, .3)
@@ -85,99 +76,100 @@ class _Strokes(_Plan):
         self.flat(x0, x1, y1, z0, z1, color)
         self.pane((x0+x1)/2, y0, z0, x1-x0, y1-y0, shade(color,.84))
 
+# %% ../../nbs/samples/bedrooms.ipynb #ea362d14
+class Room(_Strokes):
+    "A bedroom's picture, drawn `_ss` times too large, and the plan of what is in it, in metres"
+    def __init__(self, seed, size):
+        "A room of `size` × `size` final pixels whose plan comes from `seed`, an int or a list of ints"
+        self.rng, self.size, self.px = Chance(seed), size, size*_ss
+        self.img = Image.new('RGB', (self.px, self.px))
+        self.on = ImageDraw.Draw(self.img, 'RGBA')
+        for step in (_plan_walls, _plan_colors, _plan_things): step(self)
+
 # %% ../../nbs/samples/bedrooms.ipynb #76f86bd4
-class _Shell(_Strokes):
-    "The empty room: walls, floor, rug, window, pictures"
-    def paint_shell(self):
-        "Ceiling, walls, floor and skirting boards"
-        w, h, d, c = self.w/2, self.h, self.d, self.wall
-        self.flat(-w, w, h, .3, d, blend(c, (252,250,246), .7))
-        for x,light in ((-w,.86), (w,.92)): self.face([(x,0,.3), (x,h,.3), (x,h,d), (x,0,d)], shade(c,light))
-        self.pane(0, 0, d, self.w, h, c)
-        self.flat(-w, w, 0, .3, d, self.floor)
-        for x in np.arange(-w, w, .45): self.flat(x, x+.04, 0, .3, d, shade(self.floor,.86))
-        self.pane(0, 0, d, self.w, .1, blend(c, (250,250,248), .6))
-    def paint_rug(self):
-        "A rug beside the foot of the bed, with a border"
-        x, z = self.bed.x - self.bed.side*1.1, self.d - self.bed.long
-        for k,light in ((1,1.), (.78,1.2)):
-            self.flat(x-.85*k, x+.85*k, .01, z-.75*k, z+.55*k, shade(self.rug,light))
-    def paint_window(self):
-        "Window, frame and curtains on the back wall"
-        o, z = self.window, self.d-.01
-        top, foot = ((44,54,92), (120,104,120)) if self.evening else ((150,196,240), (232,242,248))
-        tall = o.high-o.low
-        self.pane(o.x, o.low-.06, z, o.wide+.16, tall+.14, (246,244,238))
-        for k in range(12): self.pane(o.x, o.low + tall*k/12, z, o.wide, tall/12+.01, blend(foot, top, k/11))
-        self.pane(o.x, o.low, z, o.wide, tall*.2, shade((104,142,88), .4 if self.evening else 1))
-        self.pane(o.x, o.low, z, .06, tall, (246,244,238))
-        self.pane(o.x, o.low+tall*.55, z, o.wide, .05, (246,244,238))
-        if self.has_curtains: self.paint_curtains()
-    def paint_curtains(self):
-        "Curtains left and right of the window, in folds, and their rod"
-        o, z, wide = self.window, self.d-.03, .3
-        for side in (-1,1):
-            for k in range(4):
-                x, color = o.x + side*(o.wide/2+.02) + (k-1.5)*wide/4, shade(self.curtain, (1,.84)[k%2])
-                self.pane(x, .25, z, wide/4, o.high-.1, color)
-        self.pane(o.x, o.high+.12, z, o.wide+.5, .05, shade(self.wood,.8))
-    def paint_pictures(self):
-        "Framed pictures above the bed"
-        for k in range(self.n_pictures):
-            x, wide = self.bed.x + (k - (self.n_pictures-1)/2)*.75, .55
-            self.pane(x, 1.5, self.d-.01, wide, .5, shade(self.wood,.8))
-            self.pane(x, 1.55, self.d-.01, wide-.12, .4, self.vary(shade(blend(self.blanket, (235,230,215),
-                .35))))
+def _paint_shell(r): # ceiling, walls, floor and skirting boards
+    w, h, d, c = r.w/2, r.h, r.d, r.wall
+    r.flat(-w, w, h, .3, d, blend(c, (252,250,246), .7))
+    for x,light in ((-w,.86), (w,.92)): r.face([(x,0,.3), (x,h,.3), (x,h,d), (x,0,d)], shade(c,light))
+    r.pane(0, 0, d, r.w, h, c)
+    r.flat(-w, w, 0, .3, d, r.floor)
+    for x in np.arange(-w, w, .45): r.flat(x, x+.04, 0, .3, d, shade(r.floor,.86))
+    r.pane(0, 0, d, r.w, .1, blend(c, (250,250,248), .6))
+def _paint_rug(r): # a rug beside the foot of the bed, with a border
+    x, z = r.bed.x - r.bed.side*1.1, r.d - r.bed.long
+    for k,light in ((1,1.), (.78,1.2)):
+        r.flat(x-.85*k, x+.85*k, .01, z-.75*k, z+.55*k, shade(r.rug,light))
+
+# %% ../../nbs/samples/bedrooms.ipynb #c1ab05e1
+def _paint_window(r): # window, frame and curtains on the back wall
+    o, z = r.window, r.d-.01
+    top, foot = ((44,54,92), (120,104,120)) if r.evening else ((150,196,240), (232,242,248))
+    tall = o.high-o.low
+    r.pane(o.x, o.low-.06, z, o.wide+.16, tall+.14, (246,244,238))
+    for k in range(12): r.pane(o.x, o.low + tall*k/12, z, o.wide, tall/12+.01, blend(foot, top, k/11))
+    r.pane(o.x, o.low, z, o.wide, tall*.2, shade((104,142,88), .4 if r.evening else 1))
+    r.pane(o.x, o.low, z, .06, tall, (246,244,238))
+    r.pane(o.x, o.low+tall*.55, z, o.wide, .05, (246,244,238))
+    if r.has_curtains: _paint_curtains(r)
+
+# %% ../../nbs/samples/bedrooms.ipynb #28c61273
+def _paint_curtains(r): # curtains left and right of the window, in folds, and their rod
+    o, z, wide = r.window, r.d-.03, .3
+    for side in (-1,1):
+        for k in range(4):
+            x, color = o.x + side*(o.wide/2+.02) + (k-1.5)*wide/4, shade(r.curtain, (1,.84)[k%2])
+            r.pane(x, .25, z, wide/4, o.high-.1, color)
+    r.pane(o.x, o.high+.12, z, o.wide+.5, .05, shade(r.wood,.8))
+
+# %% ../../nbs/samples/bedrooms.ipynb #0b2b480a
+def _paint_pictures(r): # framed pictures above the bed
+    for k in range(r.n_pictures):
+        x, wide = r.bed.x + (k - (r.n_pictures-1)/2)*.75, .55
+        r.pane(x, 1.5, r.d-.01, wide, .5, shade(r.wood,.8))
+        r.pane(x, 1.55, r.d-.01, wide-.12, .4, _vary(r, shade(blend(r.blanket, (235,230,215), .35))))
 
 # %% ../../nbs/samples/bedrooms.ipynb #d3e6d47e
-class _Furnished(_Shell):
-    "A bed, and a lamp beside it"
-    def paint_bed(self):
-        "Shadow, headboard, frame, sheet, pillows and blanket"
-        b, white = self.bed, (240,238,232)
-        x0, x1, z1 = b.x-b.wide/2, b.x+b.wide/2, self.d
-        z0 = z1-b.long
-        self.flat(x0-.12, x1+.12, .01, z0-.15, z1, (20,14,10,90))
-        self.box(x0-.04, x1+.04, 0, b.head, z1-.08, z1, self.wood)
-        self.box(x0, x1, .12, b.high, z0, z1-.08, white)
-        for side in (-1,1): self.paint_pillow(b.x + side*b.wide/4, b.wide*.42)
-        self.box(x0-.03, x1+.03, .1, b.high+.05, z0-.03, z1-.75, self.blanket)
-        self.flat(x0-.03, x1+.03, b.high+.06, z1-.93, z1-.72, blend(self.blanket, white, .75))
-    def paint_pillow(self, x, wide):
-        "A pillow around `x`, leaning at the headboard"
-        y, z = self.bed.high, self.d-.2
-        for k in range(6):
-            t = k/5
-            (u,v), (a,_) = self.at(x-wide/2, y+.34*(1-t)+.1, z-.4*t), self.at(x+wide/2, y, z-.4*t)
-            self.on.rounded_rectangle([u, v, a, v+self.px*.05], radius=self.px*.02,
-                fill=shade((244,242,238), .86+.14*t))
-    def lamp_at(self):
-        "Where the lamp's shade is: x, y and z in metres"
-        return self.bed.x - self.bed.side*(self.bed.wide/2+.32), .95, self.d-.3
-    def paint_lamp(self):
-        "A bedside table with a lamp on it"
-        x, y, z = self.lamp_at()
-        self.box(x-.22, x+.22, 0, .5, z-.2, z+.2, self.wood)
-        self.pane(x, .5, z, .06, y-.55, shade(self.wood,.7))
-        corners = [(x-.2,y-.12,z), (x-.11,y+.18,z), (x+.11,y+.18,z), (x+.2,y-.12,z)]
-        self.face(corners, (255,236,176) if self.evening else (240,226,190))
+def _paint_bed(r): # shadow, headboard, frame, sheet, pillows and blanket
+    b, white = r.bed, (240,238,232)
+    x0, x1, z1 = b.x-b.wide/2, b.x+b.wide/2, r.d
+    z0 = z1-b.long
+    r.flat(x0-.12, x1+.12, .01, z0-.15, z1, (20,14,10,90))
+    r.box(x0-.04, x1+.04, 0, b.head, z1-.08, z1, r.wood)
+    r.box(x0, x1, .12, b.high, z0, z1-.08, white)
+    for side in (-1,1): _paint_pillow(r, b.x + side*b.wide/4, b.wide*.42)
+    r.box(x0-.03, x1+.03, .1, b.high+.05, z0-.03, z1-.75, r.blanket)
+    r.flat(x0-.03, x1+.03, b.high+.06, z1-.93, z1-.72, blend(r.blanket, white, .75))
+def _paint_pillow(r, x, wide): # a pillow around `x`, leaning at the headboard
+    y, z = r.bed.high, r.d-.2
+    for k in range(6):
+        t = k/5
+        (u,v), (a,_) = r.at(x-wide/2, y+.34*(1-t)+.1, z-.4*t), r.at(x+wide/2, y, z-.4*t)
+        r.on.rounded_rectangle([u, v, a, v+r.px*.05], radius=r.px*.02, fill=shade((244,242,238), .86+.14*t))
+
+# %% ../../nbs/samples/bedrooms.ipynb #31d75537
+def _lamp_at(r): # where the lamp's shade is: x, y and z in metres
+    return r.bed.x - r.bed.side*(r.bed.wide/2+.32), .95, r.d-.3
+def _paint_lamp(r): # a bedside table with a lamp on it
+    x, y, z = _lamp_at(r)
+    r.box(x-.22, x+.22, 0, .5, z-.2, z+.2, r.wood)
+    r.pane(x, .5, z, .06, y-.55, shade(r.wood,.7))
+    corners = [(x-.2,y-.12,z), (x-.11,y+.18,z), (x+.11,y+.18,z), (x+.2,y-.12,z)]
+    r.face(corners, (255,236,176) if r.evening else (240,226,190))
 
 # %% ../../nbs/samples/bedrooms.ipynb #c76f77a8
-class Room(_Furnished):
-    "A bedroom's picture, drawn `_ss` times too large"
-    def _spot(self, point, reach):
-        "How bright a light at a `point` makes each final pixel: 1 there, a half at `reach` picture sides"
-        u, v = (o/_ss for o in self.at(*point))
-        i = np.arange(self.size) + .5
-        dist = (i[None]-u)**2 + (i[:,None]-v)**2
-        return 1/(1 + dist/(reach*self.size)**2)
-    def light(self):
-        "Factors (size, size, 3) by which the picture is lit, by the window and, in the evening, the lamp"
-        o = self.window
-        day = self._spot((o.x, (o.low+o.high)/2, self.d), .45)[...,None]
-        glow = self._spot(self.lamp_at(), .22)[...,None]*np.array([1.,.82,.5])*self.lamp
-        if self.evening: return .5*np.array([.9,.9,1.04]) + .12*day + .75*glow
-        return .72 + .3*day + .08*glow
+def _spot(r, point, reach):
+    "How bright a light at a `point` makes each final pixel: 1 there, a half at `reach` picture sides"
+    u, v = (o/_ss for o in r.at(*point))
+    i = np.arange(r.size) + .5
+    dist = (i[None]-u)**2 + (i[:,None]-v)**2
+    return 1/(1 + dist/(reach*r.size)**2)
+def _light(r):
+    "Factors (size, size, 3) by which the picture is lit, by the window and, in the evening, the lamp"
+    o = r.window
+    day = _spot(r, (o.x, (o.low+o.high)/2, r.d), .45)[...,None]
+    glow = _spot(r, _lamp_at(r), .22)[...,None]*np.array([1.,.82,.5])*r.lamp
+    if r.evening: return .5*np.array([.9,.9,1.04]) + .12*day + .75*glow
+    return .72 + .3*day + .08*glow
 
 # %% ../../nbs/samples/bedrooms.ipynb #b728e045
 def bedroom(
@@ -188,14 +180,13 @@ def bedroom(
     if not 16 <= size <= 256:
         raise CourseError(f'bedroom: size = {size}, expected a side of 16 to 256 pixels')
     r = Room(seed, size)
-    r.paint_shell(); r.paint_window(); r.paint_pictures()
-    if r.has_rug: r.paint_rug()
-    if r.lamp: r.paint_lamp()
-    r.paint_bed()
-    return as_image(np.asarray(r.img.resize((size,size), Image.Resampling.BOX))*r.light())
+    for paint, wanted in ((_paint_shell, True), (_paint_window, True), (_paint_pictures, True),
+        (_paint_rug, r.has_rug), (_paint_lamp, r.lamp), (_paint_bed, True)):
+        if wanted: paint(r)
+    return as_image(np.asarray(r.img.resize((size,size), Image.Resampling.BOX))*_light(r))
 
 # %% ../../nbs/samples/bedrooms.ipynb #5c4e6e01
-@sample('bedrooms')
+@sample_maker('bedrooms')
 def make_bedrooms(
     path:Path,   # the folder to fill: `bedroom/<hundreds>/<number>.png` and `files.csv`
     n:int=3000,  # how many rooms

@@ -14,13 +14,12 @@ import numpy as np, skimage
 from PIL import Image
 from scipy import ndimage
 from ..core import CourseError
-from .make import sample
+from .make import sample_maker
 from .kit import Chance, as_image, blend
 
 # %% ../../nbs/samples/horses.ipynb #01b7d688
 _pad = 60 # pixels of margin around the silhouette
-def _silhouette():
-    "The horse: 1 inside, 0 outside"
+def _silhouette(): # the horse: 1 inside, 0 outside
     file = Path(skimage.__file__).parent/'data'/'horse.png'
     return np.pad(255. - np.asarray(Image.open(file).convert('L'), float), _pad)/255
 
@@ -42,8 +41,7 @@ def _to_segment(xy, a, b):
     n = np.hypot(*d)
     t = np.clip(((xy-a)*d).sum(0)/n**2, 0, 1)
     return np.hypot(*(xy-a-t*d)), t*n
-def _along(xy, corners):
-    "The same for a bone of several pieces"
+def _along(xy, corners): # distance of points from a bent line, and where along it they are nearest
     best, far, start = np.full(xy.shape[1:], np.inf), 0., 0.
     for a,b in zip(corners, corners[1:]):
         dist, t = _to_segment(xy, a, b)
@@ -52,8 +50,7 @@ def _along(xy, corners):
     return best, far
 
 # %% ../../nbs/samples/horses.ipynb #765e407a
-def _smooth(x, lo, hi):
-    "0 below `lo`, 1 above `hi`, and a soft step between"
+def _smooth(x, lo, hi): # 0 below `lo`, 1 above `hi`, and a soft step between
     t = np.clip((x-lo)/(hi-lo), 0, 1)
     return t*t*(3-2*t)
 def _skeleton(xy):
@@ -65,20 +62,18 @@ def _skeleton(xy):
     return count, {k: v/total for k,v in w.items()}
 
 # %% ../../nbs/samples/horses.ipynb #5d3a6271
-def _slopes(inside):
-    "How steeply a round body rises to the right and downward"
+def _slopes(inside): # how steeply a round body rises to the right and downward
     deep = np.minimum(ndimage.distance_transform_edt(inside), 45)
     down, right = np.gradient(ndimage.gaussian_filter(np.sqrt(deep*45)*inside, 3))
     return right, down
-def _mane(x, y, inside):
-    "A band of 6 to 16 pixels under the crest of the neck"
+def _mane(x, y, inside): # a band of 6 to 16 pixels under the crest of the neck
     band = _smooth(-ndimage.distance_transform_edt(inside), -16, -6)
     crest = inside & (y < 95) & (y < 390 - 1.15*x)
     return band*_smooth(x, 236, 262)*_smooth(352-x, 0, 8)*crest
 
+# %% ../../nbs/samples/horses.ipynb #f3a58a9c
 @cache
-def _fields():
-    "All that is known of each pixel of the silhouette"
+def _fields(): # all that is known of each pixel of the silhouette
     mask = _silhouette()
     inside, (y,x) = mask > .5, np.mgrid[:mask.shape[0], :mask.shape[1]].astype(float) - _pad
     count, part = _skeleton(np.stack([x, y]))
@@ -98,8 +93,7 @@ def _plan(r):
         dx=u(-.04,.04), foot=u(.86,.95), sun=r.pick([-1,1])*u(.3,1), strong=u(.25,1), wave=u(0,6.28,3))
 
 # %% ../../nbs/samples/horses.ipynb #74181bab
-def _unbend(x, y, p):
-    "Where on the silhouette each point of the posed horse lies"
+def _unbend(x, y, p): # where on the silhouette each point of the posed horse lies
     angle = p.neck*_smooth(x + .35*(120-y), 262, 330)*_smooth(185-y, 0, 60)
     dx, dy, c, s = x-282, y-128, np.cos(angle), np.sin(angle)
     x, y = 282 + c*dx + s*dy, 128 - s*dx + c*dy
@@ -115,11 +109,9 @@ def _stand(x, y, p):
     wx = 2.5*np.sin(y/45 + p.wave[0]) + 1.5*np.sin(x/37 + p.wave[1])
     wy = 2*np.sin(x/52 + p.wave[2])*_smooth(300-y, 0, 40)
     return _unbend(x+wx, y+wy, p)
-def _grid(n):
-    "The places of n×n pixels, as parts of the side"
+def _grid(n): # the places of n×n pixels, as parts of the side
     return (np.mgrid[:n,:n][::-1] + .5)/n
-def _look(x, y, names=None):
-    "The fields (all, or those named) at places of the silhouette"
+def _look(x, y, names=None): # the fields (all, or those named) at places of the silhouette
     at = np.stack([y, x]) + _pad
     get = lambda a: ndimage.map_coordinates(a, at, order=1, mode='nearest')
     return SimpleNamespace(**{k: get(v) for k,v in _fields().items() if names is None or k in names})
@@ -129,14 +121,14 @@ _skies = [((104,154,216), (200,220,236)), ((124,166,218), (210,222,232)), ((196,
           ((112,130,180), (246,212,170)), ((150,180,210), (226,226,214))]
 _grounds = [((104,140,62), (70,112,48)), ((126,146,74), (96,120,56)), ((176,160,96), (150,128,74)),
             ((208,182,132), (186,156,108)), ((196,170,116), (160,140,84)), ((88,124,56), (120,140,70))]
-def _sky(r, y, horizon):
-    "Sky with clouds, and the colour at its foot"
+def _sky(r, y, horizon): # sky with clouds, and the colour at its foot
     top, foot = (np.array(r.vary(o, 6)) for o in r.pick(_skies))
     clear = top + (foot-top)*np.clip(y/horizon, 0, 1)[...,None]
     cloud = np.clip(r.blotches(y.shape, (2,4,8,16))*.45 + r.uniform(-.6,.2), 0, 1)[...,None]*.7
     return clear + (np.array((246,245,243))-clear)*cloud, foot
-def _ground(r, depth, foot):
-    "Grass or sand, paler where it is far; and its mean colour"
+
+# %% ../../nbs/samples/horses.ipynb #e3ee9810
+def _ground(r, depth, foot): # grass or sand, paler where it is far; and its mean colour
     a, b = (np.array(r.vary(o, 6)) for o in r.pick(_grounds))
     patches, fine = _smooth(r.blotches(depth.shape, (3,6,12)), -1, 1), r.blotches(depth.shape, (16,32,64))
     rough = (.055*fine + .05*r.normal(0, 1, depth.shape))*(.4+.6*depth)
@@ -144,8 +136,7 @@ def _ground(r, depth, foot):
     return foot + (near-foot)*(.6+.4*np.clip(3*depth, 0, 1))[...,None], (a+b)/2
 
 # %% ../../nbs/samples/horses.ipynb #cfeb4a3c
-def _land(r, sz):
-    "A picture of the land (sz, sz, 3) in levels, and its horizon as a part of the height"
+def _land(r, sz): # a picture of the land (sz, sz, 3) in levels, and its horizon as a part of the height
     (x,y), horizon = _grid(sz), r.uniform(.22,.5)
     sky, foot = _sky(r, y, horizon)
     ground, mean = _ground(r, np.clip((y-horizon)/(1-horizon), 0, 1), foot)
@@ -156,8 +147,7 @@ def _land(r, sz):
 
 # %% ../../nbs/samples/horses.ipynb #cf6824ec
 _ss = 2 # the animal is drawn this many times too large
-def _shrink(a):
-    "Means over squares of `_ss` pixels"
+def _shrink(a): # means over squares of `_ss` pixels
     h, w = a.shape[:2]
     return a.reshape(h//_ss, _ss, w//_ss, _ss, *a.shape[2:]).mean((1,3))
 def _shadow(p, sz, flat):
@@ -181,12 +171,10 @@ def _scene(seed, sz):
         lit=lit*(1+r.normal(0, .035, lit.shape)), noise=r.normal(0, 1, (sz,sz,3)))
 
 # %% ../../nbs/samples/horses.ipynb #5b1c41b0
-def _over(coat, color, w):
-    "Paint a colour over a coat, as thickly as `w` (0–1) says"
+def _over(coat, color, w): # paint a colour over a coat, as thickly as `w` (0–1) says
     return coat + (np.array(color, float)-coat)*np.clip(w, 0, 1)[...,None]
 _browns = [(126,74,44), (150,92,52), (98,60,40), (166,112,66), (112,66,38), (140,86,58), (84,54,40)]
-def _brown(r, f):
-    "A horse's coat over the fields `f`"
+def _brown(r, f): # a horse's coat over the fields `f`
     base, bay, socks = np.array(r.vary(r.pick(_browns), 8)), r.random() < .55, r.random() < .4
     coat = np.broadcast_to(base, f.mask.shape+(3,))
     coat = _over(coat, (34,28,26) if bay else base*r.uniform(.7,1.25), np.maximum(f.tail, f.mane))
@@ -195,8 +183,7 @@ def _brown(r, f):
     for color,w in ((base*.55, .7*f.muzzle), ((36,32,30), f.hoof), ((18,14,12), f.eye)):
         coat = _over(coat, color, w)
     return coat
-def _striped(r, f):
-    "A zebra's coat over the fields `f`"
+def _striped(r, f): # a zebra's coat over the fields `f`
     white, black = np.array(r.vary((226,220,208), 5)), np.array(r.vary((34,30,30), 4))
     turns = f.count*2*np.pi/60 + .4*np.sin(f.count/40 + 1.3) # 60 pixels of the silhouette a stripe
     coat = _over(np.broadcast_to(white, f.mask.shape+(3,)), black, _smooth(np.sin(turns), -.25, .25))
@@ -206,8 +193,7 @@ def _striped(r, f):
     return coat
 
 # %% ../../nbs/samples/horses.ipynb #2c0cf674
-def _paint(s, coat):
-    "The finished picture"
+def _paint(s, coat): # the finished picture
     m = _smooth(s.fields.mask, .2, .8)[...,None]
     animal = _shrink(coat*s.lit[...,None]*m)
     return as_image((s.land*(1-_shrink(m)) + animal)*s.light + s.noise)
@@ -223,7 +209,7 @@ def horse_pair(
     return tuple(_paint(s, coat(Chance([*seeds, k]), s.fields)) for k,coat in ((1, _brown), (2, _striped)))
 
 # %% ../../nbs/samples/horses.ipynb #4b01e849
-@sample('horse2zebra')
+@sample_maker('horse2zebra')
 def make_horses(
     path:Path,       # the folder to fill: `trainA`, `trainB`, `validA` … `testB`, and these under `truth`
     n_train:int=300, # pictures to train on, of each kind

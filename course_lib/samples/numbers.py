@@ -9,7 +9,7 @@ __all__ = ['number_words', 'make_human_numbers']
 from pathlib import Path
 
 from ..core import CourseError
-from .make import sample
+from .make import sample_maker
 
 # %% ../../nbs/samples/numbers.ipynb #0229ee16
 _ones = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen '
@@ -28,7 +28,7 @@ def number_words(
     return _tens[n//10] + (f' {_ones[n%10]}' if n%10 else '')
 
 # %% ../../nbs/samples/numbers.ipynb #ff4827dc
-@sample('human_numbers')
+@sample_maker('human_numbers')
 def make_human_numbers(
     path:Path # the folder to fill with `train.txt` and `valid.txt`
 ):

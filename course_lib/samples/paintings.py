@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ..core import CourseError
 from .kit import Chance
-from .make import sample
+from .make import sample_maker
 from .photos import photo_sources
 
 # %% ../../nbs/samples/paintings.ipynb #408cf3dd
@@ -27,19 +27,16 @@ def _flow(xy, eddies):
     return u/np.sqrt((u**2).sum(-1, keepdims=True)).clip(1e-6)
 
 # %% ../../nbs/samples/paintings.ipynb #dc889ecd
-_scenes = dict(
-    night=SimpleNamespace(sky=[(20,36,96), (44,82,160), (96,140,196), (160,190,206)],
+_scenes = dict(night=SimpleNamespace(sky=[(20,36,96), (44,82,160), (96,140,196), (160,190,206)],
         light=[(250,226,120), (252,246,200), (236,180,60)],
         land=[(18,40,44), (34,66,58), (62,84,60), (20,30,60)],
         eddies=[(.3,.3,.1,1), (.62,.38,.13,-1), (.86,.16,.08,1), (.12,.12,.06,-1)],
         lights=[(.3,.3,.05), (.62,.38,.055), (.86,.16,.075), (.12,.12,.035), (.45,.1,.03),
-                (.78,.5,.03), (.08,.48,.028)],
-        brushes=[(.022,1500,10), (.013,4500,9), (.008,4500,7)]),
+                (.78,.5,.03), (.08,.48,.028)], brushes=[(.022,1500,10), (.013,4500,9), (.008,4500,7)]),
     noon=SimpleNamespace(sky=[(236,196,160), (246,222,190), (212,168,178), (250,238,214)],
         light=[(252,246,214), (255,252,240), (250,216,150)],
         land=[(196,140,40), (222,178,62), (170,84,44), (120,130,50)],
-        eddies=[(.7,.2,.3,1)], lights=[(.7,.2,.09)],
-        brushes=[(.030,1800,1), (.020,5500,1), (.014,9000,1)]))
+        eddies=[(.7,.2,.3,1)], lights=[(.7,.2,.09)], brushes=[(.030,1800,1), (.020,5500,1), (.014,9000,1)]))
 
 # %% ../../nbs/samples/paintings.ipynb #7e34922c
 def _pick(colours, k): return np.array(colours, float)[np.clip(np.round(k), 0, len(colours)-1).astype(int)]
@@ -92,7 +89,7 @@ def _stroke(draw, p, colour, wide):
         draw.line([tuple(o) for o in p.tolist()], fill=tuple(c.astype(int).tolist()), width=w, joint='curve')
 
 # %% ../../nbs/samples/paintings.ipynb #e7e701c4
-@sample('style_images')
+@sample_maker('style_images')
 def make_style_images(
     path:Path # the folder to fill with `content_*.png` and `style_*.png`
 ):

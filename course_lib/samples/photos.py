@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from .make import sample
+from .make import sample_maker
 
 # %% ../../nbs/samples/photos.ipynb #179aa988
 def digit_image(
@@ -23,7 +23,7 @@ def digit_image(
     return res
 
 # %% ../../nbs/samples/photos.ipynb #1f4d4f03
-@sample('mnist')
+@sample_maker('mnist')
 def make_digits(
     path:Path,        # the folder to fill with `training/<digit>/*.png` and `testing/<digit>/*.png`
     n_valid:int=360   # how many of the last digits are held out
@@ -59,7 +59,7 @@ def cut_patches(
         for x in range(0, im.width-sz+1, step): yield y, x, im.crop((x, y, x+sz, y+sz))
 
 # %% ../../nbs/samples/photos.ipynb #020f05e4
-@sample('photos')
+@sample_maker('photos')
 def make_photos(
     path:Path,   # the folder to fill: `train/<photo>/*.png`, `valid/<photo>.png` and `valid/<photo>/*.png`
     n_max:int=36 # patches that one training photograph gives at most, evenly over it

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from ..core import CourseError
 from .kit import Chance, as_image, blend, shade
-from .make import sample
+from .make import sample_maker
 
 # %% ../../nbs/samples/things.ipynb #1010e983
 thing_names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
@@ -23,8 +23,9 @@ _black, _white, _glass = (26,26,30), (238,236,230), (52,64,78)
 _ring = [(math.cos(o), math.sin(o)) for o in np.linspace(0, 2*math.pi, 18, endpoint=False).tolist()]
 _ss, _side = 4, 32 # everything is drawn so many times too large; final pixels
 
-class Pen:
-    "Draws in a thing's own units (x ahead, y up), turned and placed by the dice; `k`: how bright"
+# %% ../../nbs/samples/things.ipynb #8311ed47
+class _Pose:
+    "Where a thing is, how large and how much turned, by the dice; its own units are x ahead and y up"
     def __init__(self, img, rng, tilt=.08, size=(.68,1.08)):
         "On the picture `img`, turned by about `tilt` radians, `size` (from, to) times half the picture large"
         self.rng, self.on, half = rng, ImageDraw.Draw(img), img.size[0]/2
@@ -32,10 +33,14 @@ class Pen:
         self.cs, self.sn, self.ahead = math.cos(turn), math.sin(turn), rng.pick([-1,1])*rng.uniform(.8,1.)
         room = max(half-self.big, 0)*.8 + half*.06 # how far from the middle it may stand
         self.x, self.y = half + rng.uniform(-room,room), half + rng.uniform(-room,room)
-    def at(self, pts): # pts: (x, y) in the thing's units
-        "Drawing pixels"
+    def at(self, pts):
+        "The drawing pixels of points (x, y) in the thing's units"
         k, cs, sn = self.big, self.cs, self.sn
         return [(self.x + k*(self.ahead*x*cs - y*sn), self.y - k*(self.ahead*x*sn + y*cs)) for x,y in pts]
+
+# %% ../../nbs/samples/things.ipynb #44d6e915
+class Pen(_Pose):
+    "Draws in a thing's own units, in colours of a brightness `k`"
     def poly(self, pts, color, k=1.):
         "A filled polygon"
         self.on.polygon(self.at(pts), fill=shade(color, k))
@@ -65,8 +70,9 @@ _places = dict( # horizon (share of the height, from and to), far colours, near 
     leaves=((1.,1.), _green, _green, .22, .2), road=((.3,.6), _skies+_green+_walls, _stone, .12, .05),
     sea=((.3,.6), _skies, _water, .05, .09), room=((.45,.95), _walls, _walls+_stone, .04, .07),
     pond=((0.,.2), _green, _water+_green, .15, .12), sand=((.2,.6), _skies+_stone, _sand, .07, .07))
-def _place(rng, kind):
-    "A picture of the place, drawing size, with what stands about"
+
+# %% ../../nbs/samples/things.ipynb #7b490cf6
+def _place(rng, kind): # a picture of the place, drawing size, with what stands about
     (lo,hi), far, near, *rough = _places[kind]
     line, y = rng.uniform(lo, hi), np.linspace(0, 1, _side)[:,None,None]
     pale = np.clip(.35*rng.uniform(-.6,1)*y, -1, 1)
@@ -76,6 +82,8 @@ def _place(rng, kind):
     img = as_image(a).resize((_ss*_side,)*2, Image.Resampling.BILINEAR)
     if line < 1: _clutter(img, rng, line*_ss*_side, far+near)
     return img
+
+# %% ../../nbs/samples/things.ipynb #4e46a512
 def _clutter(img, rng, line, colors):
     "Blobs and boxes that stand on the horizon, `line` drawing pixels from the top"
     on = ImageDraw.Draw(img)
@@ -88,10 +96,11 @@ def _clutter(img, rng, line, colors):
 # %% ../../nbs/samples/things.ipynb #34e3f548
 _metal = [(226,228,230), (170,176,184), (120,126,134), (60,72,92),
     (236,210,80), (190,50,46), (110,116,88), (50,90,160)]
-def _airplane(p, r):
-    "An airliner or a small plane from the side, or any from above"
+def _airplane(p, r): # an airliner or a small plane from the side, or any from above
     c, c2 = r.vary(r.pick(_metal)), r.vary(r.pick(_metal))
     (_plane_above if r.random() < .45 else _plane_side)(p, r, c, c2)
+
+# %% ../../nbs/samples/things.ipynb #14b51548
 def _plane_side(p, r, c, c2):
     b, small, fin = r.uniform(.1,.17), r.random() < .35, r.uniform(.3,.55)
     p.poly([(-.1,0), (-.45,.42), (-.6,.42), (-.4,0)], c, .7)
@@ -105,6 +114,8 @@ def _plane_side(p, r, c, c2):
     p.box(.62,.02,.76,.1, _glass)
     s = r.uniform(.2,.5)
     p.poly([(.25,-.04), (-.3-s*.3,-.3-s*.4), (-.48-s*.3,-.3-s*.4), (-.12,-.04)], c, .95)
+
+# %% ../../nbs/samples/things.ipynb #b7788882
 def _plane_above(p, r, c, c2):
     b, sweep, wing = r.uniform(.08,.14), r.uniform(-.05,.55), r.uniform(.6,1.)
     for s in (-1,1):
@@ -125,6 +136,8 @@ _car_sides = [ # body, then cabin
     ([(-.95,-.35), (-.98,.1), (.4,.1), (.92,0), (.98,-.35)], [(-.94,.08), (-.86,.46), (.1,.48), (.42,.08)]),
     ([(-1,-.32), (-.96,-.02), (.3,0), (1,-.14), (1,-.32)], [(-.5,-.02), (-.25,.24), (.05,.24), (.36,-.02)]),
     ([(-.95,-.38), (-.95,.2), (.5,.18), (.95,.08), (.98,-.38)], [(-.93,.18), (-.9,.58), (.2,.58), (.5,.18)])]
+
+# %% ../../nbs/samples/things.ipynb #cd5db8b1
 def _automobile(p, r):
     "A saloon, estate, sports car or van from the side, or any car from the front or the back"
     c = r.vary(r.pick(_paints))
@@ -139,6 +152,8 @@ def _automobile(p, r):
     p.box(-.96,-.35,.97,-.22, c, .7)
     p.oval(.93,-.08,.07,.06, _white); p.oval(-.95,-.04,.05,.07, (150,30,30))
     _wheels(p, (-.58,.6), -.38, r.uniform(.17,.23))
+
+# %% ../../nbs/samples/things.ipynb #8e781444
 def _front(p, r, c, top, wide):
     w, lamp = .62+wide*.3, r.pick([_white, (240,220,150), (170,30,30)])
     for s in (-1,1): p.box(s*w-.1,-.68,s*w+.1,-.3, _black)
@@ -150,8 +165,7 @@ def _front(p, r, c, top, wide):
     p.box(-w-.04,-.56,w+.04,-.46, c, .6)
 
 # %% ../../nbs/samples/things.ipynb #5189ce93
-def _truck(p, r):
-    "A lorry with a box, a tank, a load or an open bed, or any from the front"
+def _truck(p, r): # a lorry with a box, a tank, a load or an open bed, or any from the front
     c, c2 = r.vary(r.pick(_paints)), r.vary(r.pick(_paints+_metal))
     if r.random() < .28:
         p.box(-.72,0,.72,r.uniform(.7,.95), c2, .9)
@@ -165,6 +179,8 @@ def _truck(p, r):
     p.box(-1,-.5,1,-.4, (46,46,50))
     p.oval(.96,-.3,.06,.07, _white)
     _wheels(p, r.pick([(-.75,-.45,.68), (-.62,.68), (-.8,-.5,.2,.7)]), -.5, r.uniform(.15,.2))
+
+# %% ../../nbs/samples/things.ipynb #2e0d9cd5
 def _load_box(p, r, c, back):
     top = r.uniform(.4,.75)
     p.box(-1,-.4,back,top, c); p.box(-1,-.4,back,-.28, c, .75)
@@ -178,8 +194,7 @@ def _load_bed(p, r, c, back):
     p.box(-1,-.4,back,-.12, c)
 
 # %% ../../nbs/samples/things.ipynb #f49a3b05
-def _ship(p, r):
-    "A ship of one of four kinds, in the water"
+def _ship(p, r): # a ship of one of four kinds, in the water
     c, c2 = r.vary(r.pick(_paints+_metal)), r.vary(r.pick([_white, _white, (170,170,170), (200,120,60)]))
     deck = r.uniform(-.34,-.1)
     r.pick([_freighter, _liner, _warship, _sails])(p, r, c2, deck)
@@ -192,6 +207,8 @@ def _freighter(p, r, c, deck):
     for x in np.arange(-.35, .7, .26).tolist():
         if r.random() < .75: p.box(x,deck,x+.24,deck+r.pick([.14,.28,.4]), r.vary(r.pick(_paints)))
     p.box(-.88,deck,-.5,deck+r.uniform(.4,.65), c); p.box(-.86,deck+.28,-.52,deck+.36, _glass)
+
+# %% ../../nbs/samples/things.ipynb #3ac8341d
 def _liner(p, r, c, deck):
     n = r.pick([2,3,4])
     for i in range(n):
@@ -201,6 +218,8 @@ def _liner(p, r, c, deck):
     x = r.uniform(-.4,.1)
     p.poly([(x,deck+.17*n), (x-.04,deck+.17*n+.24), (x+.16,deck+.17*n+.24), (x+.2,deck+.17*n)],
         r.pick(_paints))
+
+# %% ../../nbs/samples/things.ipynb #460d5628
 def _warship(p, r, c, deck):
     for x,w,h in ((-.6,.3,.2), (-.25,.5,.34), (-.1,.26,.55), (.42,.24,.16)):
         p.box(x,deck,x+w,deck+h, (128,134,140), r.uniform(.85,1.1))
@@ -216,11 +235,12 @@ def _sails(p, r, c, deck):
 _coats = [(120,84,52), (80,58,42), (52,46,44), (168,132,92), (206,186,156), (140,136,132), (190,120,60),
     (232,228,222)]
 _plumes = _coats + [(60,90,150), (170,50,44), (210,170,50), (70,110,70)]
-def _bird(p, r):
-    "A bird: perched, in flight, or on long legs"
+def _bird(p, r): # a bird: perched, in flight, or on long legs
     c, c2 = r.vary(r.pick(_plumes)), r.vary(r.pick(_plumes))
     r.pick([_perched, _perched, _flying, _walking])(p, r, c, c2,
         r.pick([(226,160,40), (60,56,52), (200,90,50)]))
+
+# %% ../../nbs/samples/things.ipynb #5eb70f5b
 def _beak(p, x, y, s, color): p.poly([(x,y+s*.5), (x+s*1.9,y-s*.1), (x,y-s*.5)], color) # s: how high it is
 def _perched(p, r, c, c2, beak):
     up = r.uniform(.3,.9)
@@ -230,6 +250,8 @@ def _perched(p, r, c, c2, beak):
     p.oval(0,-.06,.48,.3, c, turn=up); p.oval(.08,-.12,.36,.2, c2, 1.05, turn=up)
     p.oval(-.12,-.06,.36,.15, c, .7, turn=up*.7)
     p.oval(.36,.38,.22,.21, c); _beak(p, .53, .38, .13, beak); p.oval(.42,.42,.05,.05, _black)
+
+# %% ../../nbs/samples/things.ipynb #8f1d8b1e
 def _flying(p, r, c, c2, beak):
     lift, span = r.uniform(-.1,.8), r.uniform(.7,1.)
     p.poly([(.15,.05), (-.35*span,lift*span+.1), (-.6*span,lift*span), (-.3,0)], c, .7)
@@ -266,8 +288,7 @@ def _head(p, c, x, y, long, high, turn):
     p.oval(x+high*.35,y+high*.35,.045,.045, _black)
 
 # %% ../../nbs/samples/things.ipynb #96a4050f
-def _horse(p, r):
-    "A horse from the side: long legs and neck, a mane, a hanging tail"
+def _horse(p, r): # a horse from the side: long legs and neck, a mane, a hanging tail
     c, hair = r.vary(r.pick(_coats)), r.vary(r.pick([_black, (60,40,30), (200,180,150)]), 6)
     p.line([(-.62,.1), (-.86,-.1), (-.84,-.55)], .13, hair)
     up = r.choice([.9,.9,-.2]) + r.normal(0,.12)
@@ -279,8 +300,9 @@ def _horse(p, r):
     if r.random() < .3:
         p.box(-.2,.12,.18,.3, r.pick(_paints)); p.line([(0,.3), (0,.72)], .2, r.pick(_paints))
         p.oval(0,.86,.11,.12, (200,160,130))
-def _deer(p, r):
-    "A deer from the side: thin legs, big ears or antlers, a short white tail"
+
+# %% ../../nbs/samples/things.ipynb #26f3a9c2
+def _deer(p, r): # a deer from the side: thin legs, big ears or antlers, a short white tail
     c = r.vary(r.pick(_coats[:4]+[(150,100,58), (170,116,70)]))
     up = r.choice([1.1,1.1,-.3]) + r.normal(0,.12)
     x, y = _four_legs(p, r, c, r.uniform(.62,.85), r.uniform(.45,.55), r.uniform(.36,.5), up,
@@ -296,8 +318,7 @@ def _deer(p, r):
         for _ in range(7): p.oval(r.uniform(-.4,.4),r.uniform(-.05,.14),.035,.035, _white)
 
 # %% ../../nbs/samples/things.ipynb #7811b627
-def _cat(p, r):
-    "A cat from the side, or its face: pointed ears, light eyes, a long tail"
+def _cat(p, r): # a cat from the side, or its face: pointed ears, light eyes, a long tail
     c, c2 = r.vary(r.pick(_coats)), r.vary(r.pick(_coats))
     if r.random() < .55: return _face(p, r, c, c2, True)
     p.line([(-.5,.05), (-.8,r.uniform(.0,.3)), (-.85,r.uniform(.3,.8))], .11, c, .85)
@@ -307,8 +328,9 @@ def _cat(p, r):
     for s in (-.13,.09): p.poly([(x+s-.09,y+.1), (x+s,y+.36), (x+s+.1,y+.1)], c, .85)
     p.oval(x,y,.24,.21, c); p.oval(x+.17,y-.06,.1,.08, c2, 1.05)
     p.oval(x+.1,y+.05,.055,.055, (190,190,80))
-def _dog(p, r):
-    "A dog from the side, or its face: hanging ears (most), a long muzzle, dark eyes"
+
+# %% ../../nbs/samples/things.ipynb #23f5c315
+def _dog(p, r): # a dog from the side, or its face: hanging ears (most), a long muzzle, dark eyes
     c, c2 = r.vary(r.pick(_coats)), r.vary(r.pick(_coats))
     if r.random() < .5: return _face(p, r, c, c2, False)
     p.line([(-.55,.1), (-.78,r.uniform(.2,.45)), (-.8,r.uniform(.3,.6))], .1, c, .85)
@@ -318,8 +340,9 @@ def _dog(p, r):
     _head(p, c, x, y, .28, .16, r.uniform(-.5,.1))
     if r.random() < .7: p.oval(x-.08,y-.06,.09,.2, c, .65, turn=.2)
     else: p.poly([(x-.13,y+.08), (x-.08,y+.32), (x+.05,y+.1)], c, .7)
-def _face(p, r, c, c2, cat):
-    "A portrait of a cat or a dog"
+
+# %% ../../nbs/samples/things.ipynb #2430c2c4
+def _face(p, r, c, c2, cat): # a portrait of a cat or a dog
     wide, pointed, nose = r.uniform(.5,.62), cat or r.random() < .3, r.uniform(.0,.12)
     p.poly([(-.5,-1), (-.4,-.3), (.4,-.3), (.55,-1)], c, .85)
     for s in (-1,1):
@@ -339,8 +362,7 @@ def _face(p, r, c, c2, cat):
 # %% ../../nbs/samples/things.ipynb #2cd80990
 _frogs = [(86,130,50), (110,150,60), (60,96,50), (130,110,60), (96,84,56), (160,150,80), (70,140,110),
     (180,90,50)]
-def _frog(p, r):
-    "A frog from the side or the front: a wide mouth, eyes on top, folded legs"
+def _frog(p, r): # a frog from the side or the front: a wide mouth, eyes on top, folded legs
     c, belly = r.vary(r.pick(_frogs)), r.vary((206,206,160))
     (_frog_front if r.random() < .45 else _frog_side)(p, r, c, belly)
 def _frog_side(p, r, c, belly):
@@ -370,14 +392,12 @@ _things = dict( # how it is drawn, how much it is turned (radians), where it is 
 assert list(_things) == thing_names
 
 # %% ../../nbs/samples/things.ipynb #bb5ccf55
-def _in_front(img, r):
-    "Sometimes a stalk, a post or a branch crosses the picture"
+def _in_front(img, r): # sometimes a stalk, a post or a branch crosses the picture
     if r.random() > .25: return
     n, c = img.size[0], shade(r.vary(r.pick(_green+_stone+_coats), 10), r.uniform(.5,1))
     ends = [(r.uniform(0,n),n), (r.uniform(0,n),r.uniform(-n/2,n*.7))]
     ImageDraw.Draw(img).line(ends, fill=c, width=round(r.uniform(4,11)))
-def _photo(img, r):
-    "The drawing as a small camera sees it"
+def _photo(img, r): # the drawing as a small camera sees it
     a = np.asarray(img.reduce(_ss).filter(ImageFilter.GaussianBlur(r.uniform(.1,.6)))).astype(float)
     across = np.linspace(-1, 1, _side)
     light = 1 + .18*r.normal()*across[:,None,None] + .18*r.normal()*across[None,:,None]
@@ -399,7 +419,7 @@ def draw_thing(
     return _photo(img, r)
 
 # %% ../../nbs/samples/things.ipynb #d2eb33ff
-@sample('cifar10')
+@sample_maker('cifar10')
 def make_things(
     path:Path,       # the folder to fill: `train/<class>/*.png`, `test/<class>/*.png`
     n_train:int=300, # pictures of a class to train on
