@@ -16,9 +16,10 @@ from fastcore.xtras import modified_env
 from .core import (active_profile, clone_root, CourseError, course_device, device_name, find_lesson,
     lesson_settings, lessons, read_settings, runs_home, settings_files, tell_path)
 from .files import check_folder, why_unwritable, write_errors, read_json, write_atomic
-from .results import answers_files, expected_minutes, header, load_answers, load_results, mean_sd, versions
-from course_lib.runner import (find_notebook, lesson_notebooks, LiveLine, run_cells, run_lessons, save_outputs,
-    side_by_side)
+from course_lib.results import (answers_files, expected_minutes, header, load_answers, load_results,
+    mean_sd, versions)
+from .runner import (find_notebook, lesson_notebooks, LiveLine, run_cells, run_lessons,
+    save_outputs, side_by_side)
 from .show import md_rows, text_table
 
 # %% ../nbs/lib/cli.ipynb #5c55a704

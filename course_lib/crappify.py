@@ -23,8 +23,8 @@ from PIL import Image
 from .core import CourseError, data_home, tell_path
 from .files import MadeHere, file_lock, code_key, why_unwritable
 from .show import beside
-from .pictures import (as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write, open_photo,
-    open_rgb, Report, why_unreadable)
+from .pictures import (as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write,
+    open_photo, open_rgb, Report, why_unreadable)
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold,
     gaussian_blur, greyscale, jpeg, scratches, span, steps, vignette)
 

@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 import fastai.data as fastai_data
-from fastai.vision.all import (AddMaskCodes, AttrDict, L, PILBase, PILImage, PILMask, Pipeline, RandTransform, Resize,
-    TensorImage, TensorMask, TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg, get_image_files, progress_bar)
+from fastai.vision.all import (AddMaskCodes, AttrDict, L, PILBase, PILImage, PILMask, Pipeline,
+    RandTransform, Resize, TensorImage, TensorMask, TfmdDL, ToTensor, URLs, chunked, fa_collate, fastai_cfg,
+    get_image_files, progress_bar)
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from PIL import Image
 from .pictures import open_rgb
@@ -377,7 +378,7 @@ def random_crop(
     "Pad a batch and crop it back to its size, each picture at a place of its own"
     n, c, h, w = x.shape
     if pad < 0 or mode == 'reflect' and pad >= min(h, w):
-        raise CourseError(f'random_crop: pad = {pad}, pictures of {h}×{w}. Expected 0 or more; to reflect, less')
+        raise CourseError(f'random_crop: pad = {pad}, pictures of {h}×{w}. Expected 0 or more; less to reflect')
     i, j = (torch.randint(2*pad+1, (n,), device=x.device) if o is None else o for o in (i, j))
     padded = _reflected(x, pad) if mode == 'reflect' else F.pad(x, (pad,)*4)
     windows = padded.unfold(2, h, 1).unfold(3, w, 1) # (n, c, 2·pad+1, 2·pad+1, h, w)

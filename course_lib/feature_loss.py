@@ -18,8 +18,8 @@ from .core import CourseError, course_device, runs_home, seed_everything
 from .gan import fit_generator, gen_learner, make_generator
 from .kept_weights import network_kind, save_weights
 from .metrics import psnr
-from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half, memory_layout,
-    tell_memory, torchvision_encoder)
+from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half,
+    memory_layout, tell_memory, torchvision_encoder)
 from .pairs import make_pairs, on_normalised, pair_dls, photo_scores, restored
 from .resnet import course_learner
 from .unet import Hooks, before_it_shrinks, layer_shapes, unet_groups

@@ -84,7 +84,8 @@ class MadeHere:
             try: self._read(*json.loads(line))
             except (ValueError, TypeError, LookupError): pass # cut off
     def _read(self, name, *about):
-        digests, key = (about[:1], about[1]) if len(about) == 2 else (about[-1], '') # lists of the first version
+        # lists of the first version have three parts
+        digests, key = (about[:1], about[1]) if len(about) == 2 else (about[-1], '')
         for o in digests: self.known[name, o[:16]] = key
     def key(self, name:str|Path):
         "What a file of ours was made from; None for any other"

@@ -15,9 +15,11 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from fastai.vision.all import Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, MSELossFlat
+from fastai.vision.all import (Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock,
+    MSELossFlat)
 from torchvision.utils import save_image
-from fastai.vision.gan import AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner, accuracy_thresh_expand
+from fastai.vision.gan import (AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner,
+    accuracy_thresh_expand)
 from .core import CourseError, course_device, runs_home, seed_everything
 from .data import TensorDL
 from .kept_weights import network_kind

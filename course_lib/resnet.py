@@ -12,8 +12,8 @@ from .core import CourseError, course_device, runs_home, seed_everything
 import torch
 from torch import nn
 import torch.nn.functional as F
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
-    Learner, Normalize, PILImageBW, accuracy, parent_label)
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter,
+    ImageBlock, Learner, Normalize, PILImageBW, accuracy, parent_label)
 from .data import RandomPadCrop, TensorDL, get_data, known_images
 from .models import check_finite
 

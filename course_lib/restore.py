@@ -13,8 +13,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, torch
-from fastai.vision.all import (AttrDict, DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize, TensorImage,
-    imagenet_stats)
+from fastai.vision.all import (AttrDict, DataLoaders, Dihedral, IntToFloatTensor, MSELossFlat, Normalize,
+    TensorImage, imagenet_stats)
 from PIL import Image
 from torch import nn
 from .core import CourseError, course_device, device_name, seed_everything, tell_path

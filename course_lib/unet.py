@@ -11,11 +11,12 @@ __all__ = ['scene_dls', 'scene_size', 'confusion', 'class_iou', 'pixel_accuracy'
 # %% ../nbs/02_unet_segmentation.ipynb #694d283d
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
-from fastai.vision.all import (AddMaskCodes, DataBlock, FuncSplitter, ImageBlock, IntToFloatTensor, Metric, Normalize,
-    TransformBlock, aug_transforms, imagenet_stats, noop, params, sigmoid_range)
+from fastai.vision.all import (AddMaskCodes, DataBlock, FuncSplitter, ImageBlock, IntToFloatTensor, Metric,
+    Normalize, TransformBlock, aug_transforms, imagenet_stats, noop, params, sigmoid_range)
 from .core import CourseError, course_device, seed_everything
 from .data import PILPhoto, TensorDL, get_data
-from .models import card_bs, channels_last, check_finite, imagenet_weights, tell_memory, torchvision_encoder
+from .models import (card_bs, channels_last, check_finite, imagenet_weights, tell_memory,
+    torchvision_encoder)
 from .resnet import conv2, conv_layer, course_learner
 from .scenes import check_masks, check_sizes, mask_file, scene_codes, scene_files, SceneMask
 
