@@ -114,7 +114,7 @@ def results_rows(kept_only:bool=False) -> tuple[list, list]: # without this mach
 # %% ../nbs/lib/cli.ipynb #81631b23
 _head = ['lesson', 'figure', 'lecture', 'ours, sample', 'ours, full']
 
-def readme_with(text:str) -> str:
+def readme_with(text:str) -> str: # what the file says now
     "README.md with the table of kept results between its two markers"
     table = md_rows(results_rows(kept_only=True)[0], _head, ['---', '---', '---:', '---:', '---:'])
     new = lambda m: f'{m[1]}\n{table}\n{m[2]}'

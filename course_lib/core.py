@@ -64,7 +64,7 @@ def home_folder() -> Path:
 home_folder();
 
 # %% ../nbs/lib/core.ipynb #ac0575fc
-def tell_path(path:str|Path) -> str:
+def tell_path(path:str|Path) -> str: # a relative one starts at the working folder
     "A path to show to people: relative to the clone, or to the home folder"
     path = Path(path).resolve()
     for base,name in ((clone_root(), ''), (home_folder().resolve(), '~/')):

@@ -147,7 +147,7 @@ class sometimes(_Combinator):
     "With probability p, else nothing"
     p:float; children:tuple # from 0 to 1; one crappifier
     params = dict(p=span(0, 1, .5, .05, 'share', 'how often'))
-    def __init__(self, p, *fns):
+    def __init__(self, p, *fns): # from 0 to 1; one crappifier
         if len(fns) != 1 or isinstance(p, (tuple, list)):
             raise CourseError('sometimes: expected something like sometimes(0.5, jpeg(10, 70))')
         super().__init__(*fns)

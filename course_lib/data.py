@@ -429,7 +429,8 @@ def _item_tfms(after_item, sz):
 # %% ../nbs/lib/data.ipynb #589a6044
 class TensorDL(TfmdDL):
     "A `TfmdDL` that decodes pictures once and takes batches by index; lists under 50 are read as usual"
-    def __init__(self, dataset, bs=64, sz=None, num_workers=0, **kwargs):
+    def __init__(self, dataset, bs=64, sz=None, # `Datasets`; items in a batch; (height, width) to squish to
+        num_workers=0, **kwargs):               # not used, threads decode; more for `TfmdDL`
         if kwargs.get('drop_last') and len(dataset) < bs:
             raise CourseError(f'bs = {bs}, and there are {len(dataset)} training pictures. '
                 'Expected a smaller bs')

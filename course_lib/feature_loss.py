@@ -25,11 +25,11 @@ from .resnet import course_learner
 from .unet import Hooks, before_it_shrinks, layer_shapes, unet_groups
 
 # %% ../nbs/05_feature_loss_superres.ipynb #03051ed1
-def small_stage(cfg):
+def small_stage(cfg): # the lesson's settings
     "The settings of the first stage's pairs"
     return AttrDict({**cfg, 'size': cfg.size_small, 'crop': cfg.crop_small})
 
-def large_stage(cfg):
+def large_stage(cfg): # the lesson's settings
     "The settings of the second stage's pairs"
     return AttrDict({**cfg, 'bs': cfg.bs_full})
 
@@ -103,7 +103,7 @@ class FeatureLoss(nn.Module):
 
 # %% ../nbs/05_feature_loss_superres.ipynb #81392209
 def part_metrics(
-    loss:FeatureLoss
+    loss:FeatureLoss # the one that the Learner trains with
 ) -> list: # functions (pred, targ) → a part, named after it
     "The parts of a loss as metrics, so that each is told after every epoch"
     def metric(name):
@@ -173,7 +173,7 @@ def make_restorer(
     return make_generator(cfg, attention=False, y_range=(-3,3) if cfg.from_input == 'yes' else None)
 
 @network_kind
-def restorer(cfg) -> nn.Module:
+def restorer(cfg) -> nn.Module: # settings: see `make_restorer`
     "The U-Net of lesson 05, for weights of its own: none of ImageNet's are looked for"
     return make_restorer(AttrDict({**cfg, 'pretrained': 'no'}))[0]
 
@@ -197,7 +197,7 @@ def fit_large(learn, cfg, had, dls): # a Learner; settings; is the encoder pretr
         fit_generator(learn, cfg, had, cfg.epochs_frozen_full, cfg.epochs_open_full, cfg.lr_full, lrs)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #9a374a62
-def for_pixels(cfg):
+def for_pixels(cfg): # the lesson's settings
     "The lesson's settings with the epochs and the rate that squared error gets"
     epochs = dict(epochs_open=cfg.epochs_pixel, epochs_open_full=cfg.epochs_pixel_full)
     return AttrDict({**cfg, **epochs, 'lr': cfg.lr_pixel, 'lr_full': cfg.lr_pixel})

@@ -74,7 +74,7 @@ def _digest(data): return hashlib.sha256(data).hexdigest()[:16]
 class MadeHere:
     "The files that the course made in a folder: their names, their checksums, and what they were made from"
     def __init__(self,
-        folder:str|Path,
+        folder:str|Path,                    # it need not be there yet
         list_file:str='.course_made.jsonl', # below the folder
         **kwargs                            # how files are written, see `atomic_path`
     ):
@@ -214,7 +214,7 @@ def read_json(
         'Move it away')
 
 # %% ../nbs/lib/files.ipynb #d98d4104
-def readable_json(path:Path, keys:tuple=()) -> dict|None:
+def readable_json(path:Path, keys:tuple=()) -> dict|None: # a file; what must be in it
     "`read_json`, but a file that cannot be read is named and left out"
     try: return read_json(path, keys)
     except CourseError as e: print(f'left out: {e}')

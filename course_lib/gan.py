@@ -175,7 +175,7 @@ def one_side(trains, stands): # two modules
     stands.eval().requires_grad_(False)
 
 # %% ../nbs/04_gan_superres.ipynb #9443ba12
-def critic_step(gen, critic, opt, xb, yb):
+def critic_step(gen, critic, opt, xb, yb): # both networks; the critic's optimiser; crappy and good pictures
     "One step of the critic on a batch of pairs; the loss"
     one_side(critic, gen)
     loss = critic_bce(critic, yb, gen(xb))
@@ -183,7 +183,7 @@ def critic_step(gen, critic, opt, xb, yb):
     return loss.item()
 
 # %% ../nbs/04_gan_superres.ipynb #7d286c94
-def generator_step(gen, critic, opt, xb, yb, weights=(1., 50.)):
+def generator_step(gen, critic, opt, xb, yb, weights=(1., 50.)): # its own optimiser; see `generator_loss`
     "One step of the generator on a batch of pairs; the loss"
     one_side(gen, critic)
     loss = generator_loss(critic, gen(xb), yb, weights)
@@ -207,7 +207,7 @@ class EvalMode(Callback):
 class FilmStrip(Callback):
     "Restores the same pictures after every epoch, and counts the steps of both sides; for a `GANLearner`"
     order = 100
-    def __init__(self, xb): self.xb = xb
+    def __init__(self, xb): self.xb = xb # crappy pictures (n, 3, h, w), normalised, on the device
     def before_fit(self): self.frames, self.sides, self.rates = [], [], []
     def before_step(self):
         self.sides.append(self.gan_trainer.gen_mode)

@@ -42,7 +42,9 @@ def nearest_places(
     return torch.cat([torch.cdist(o, b).argmin(1) for o in a[where].split(chunk)])
 
 # %% ../nbs/08b_painterly_harmonization.ipynb #e5a83070
-def object_gram(v): return gram_matrix(v[None,:,:,None]) # (c, n), features at n places → (1, c, c)
+def object_gram(v): # features at n places (c, n) → (1, c, c)
+    "The Gram matrix of an object's features, whatever its shape"
+    return gram_matrix(v[None,:,:,None])
 
 def style_at(
     s, idx, where,             # the painting's features (1, c, h, w); the mapping; the object's places

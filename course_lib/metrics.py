@@ -204,7 +204,10 @@ def predict_all(net, x, bs:int=16): # a network; pictures on any device; so many
     return torch.cat([net(o.to(course_device())).float().cpu() for o in x.split(bs)])
 
 # %% ../nbs/lib/metrics.ipynb #dcdb19ce
-def cycle_metrics(to_b, to_a, a, b, detector, true_b=None, true_a=None):
+def cycle_metrics(
+    to_b, to_a, a, b,                  # networks; pictures of both kinds (n, 3, h, w), −1 to 1
+    detector, true_b=None, true_a=None # above 0 for B; what should come of `a` and `b`, where it is known
+) -> dict:
     "PSNR where the truth is known, cycle error (of 1), and what a `domain_classifier` says of the fakes"
     fake_b, fake_a = predict_all(to_b, a), predict_all(to_a, b)
     known = dict(psnr_zebra=(fake_b, true_b), psnr_horse=(fake_a, true_a))

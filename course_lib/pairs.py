@@ -132,7 +132,7 @@ def pair_dls(
 # %% ../nbs/lib/pairs.ipynb #39448683
 def show_rows(
     *columns,       # batches of pictures, normalised, of one length
-    titles=('input', 'ours', 'target'), n=3, size=1.9
+    titles=('input', 'ours', 'target'), n=3, size=1.9 # of the columns; rows; inches each picture is wide
 ): # the figure
     "Input, ours, target: a row for each picture"
     rows = [imagenet_norm(c[i], back=True) for i in range(min(n, len(columns[0]))) for c in columns]

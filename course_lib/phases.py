@@ -164,7 +164,7 @@ def change_opt(learn, f, mom, steps): # makes the optimiser; the momentum to beg
 # %% ../nbs/11_training_phases.ipynb #989dd91c
 class PhaseOpts:
     "A learner's optimiser in each phase in turn, with the settings that a phase keeps to itself"
-    def __init__(self, learn):
+    def __init__(self, learn): # a fastai Learner
         self.learn, self.own = learn, learn.opt_func
         self.steps, self.before = 0, {} # of this optimiser; what the phase has set → what that was
     def enter(self, p, k):
@@ -192,7 +192,7 @@ class PhaseOpts:
 class FirstBatches(GetAttr):
     "The first n batches of a loader"
     _default = 'dl'
-    def __init__(self, dl, n): self.dl, self.n = dl, n
+    def __init__(self, dl, n): self.dl, self.n = dl, n # a DataLoader; how many batches
     def __iter__(self): return itertools.islice(iter(self.dl), self.n)
     def __len__(self): return self.n
 

@@ -107,7 +107,7 @@ def point_back(
 # %% ../nbs/09b_looking_back.ipynb #6633069c
 class Memory:
     "The last n words of a text and their keys, to be put in front of what comes next"
-    def __init__(self, n:int): self.n, self.old = n, None
+    def __init__(self, n:int): self.n, self.old = n, None # how many words
     def put_before(self, x, k): # (bs, T) words; (bs, T, nk) keys → (bs, n+T) words, (bs, n+T, nk) keys
         if self.old is None or len(self.old[0]) != len(x):
             self.old = x.new_full((len(x), self.n), -1), k.new_zeros(len(x), self.n, k.shape[2])

@@ -85,7 +85,7 @@ def conv_layer(
     return nn.Sequential(*layers, nn.ReLU()) if act else nn.Sequential(*layers)
 
 # %% ../nbs/01_mnist_resnet.ipynb #99cddb9e
-def conv2(ni, nf, **kwargs):
+def conv2(ni, nf, **kwargs): # channels in, channels out; more for `conv_layer`
     "A `conv_layer` that halves the grid"
     return conv_layer(ni, nf, stride=2, **kwargs)
 
@@ -145,7 +145,7 @@ class SequentialEx(nn.Module):
 # %% ../nbs/01_mnist_resnet.ipynb #3de21f37
 class MergeLayer(nn.Module):
     "Join `x` with `x.orig`: added, or with `dense` concatenated along the channels"
-    def __init__(self, dense:bool=False):
+    def __init__(self, dense:bool=False): # concatenate instead of adding?
         super().__init__()
         self.dense = dense
     def forward(self, x): return torch.cat([x, x.orig], dim=1) if self.dense else x + x.orig
@@ -177,7 +177,7 @@ def transition(
     return nn.Sequential(conv_layer(ni, nf, ks=1), nn.AvgPool2d(2, ceil_mode=True))
 
 # %% ../nbs/01_mnist_resnet.ipynb #205adaf2
-def conv_and_res(ni, nf):
+def conv_and_res(ni, nf): # channels in, channels out
     "Halve the grid, then one residual block"
     return nn.Sequential(conv2(ni, nf), res_block(nf))
 

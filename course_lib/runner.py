@@ -29,7 +29,7 @@ def notebooks() -> list: # paths
     found = [o for o in nbs.rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(nbs).parts)]
     return sorted(found, key=lambda o: (len(o.parts), o))
 
-def full_name(path:Path) -> str:
+def full_name(path:Path) -> str: # of a notebook
     "`01_mnist_resnet`, or with its folder in `nbs`: `answers/01_mnist_resnet`"
     nbs = (clone_root() or Path())/'nbs'
     return path.relative_to(nbs).with_suffix('').as_posix() if path.is_relative_to(nbs) else path.stem
@@ -54,7 +54,7 @@ def lesson_notebooks() -> list: # paths, in order
 # %% ../nbs/lib/runner.ipynb #a5349db7
 class LiveLine:
     "A line that is written over, with a word from each that is at work; off a terminal only `done` writes"
-    def __init__(self, out=None): 
+    def __init__(self, out=None): # where it is written; None: standard output
         self.out, self.now = out or sys.stdout, {}
         self.lock = threading.Lock()
     def show(self, s, key=None, stays=''):

@@ -66,7 +66,7 @@ def choice(options, help):
 # %% ../nbs/lib/steps.ipynb #6ed0548e
 steps = {} # name → what makes the step
 
-def fn_name(fn):
+def fn_name(fn): # a step, or any function of a picture and random numbers
     "What a crappifier is called, in messages and in code"
     return getattr(fn, '__name__', None) or repr(fn)
 
@@ -186,7 +186,7 @@ def _img(a): return Image.fromarray(np.rint(a).clip(0, 255).astype(np.uint8))
 def _grey(a): return a @ np.array([.299, .587, .114], np.float32)
 
 @step('colour')
-def greyscale(im, rng):
+def greyscale(im, rng): # a PIL picture; random numbers, not used
     "No colours: what was there has to be guessed from what things are"
     return im.convert('L').convert('RGB')
 

@@ -32,13 +32,13 @@ def _named(photos):
     return {n if names.count(n) == 1 else f'{n} ({i+1})': o for i,(n,o) in enumerate(zip(names, photos))}
 
 # %% ../../nbs/apps/crappify_lab.ipynb #7431f68b
-def facts(before, after):
+def facts(before, after): # PIL pictures, whole and damaged
     "Size, bytes as a file and PSNR of a damaged picture, in one line"
     kb, db = len(file_bytes(after, 'photo.jpg'))/1000, psnr(after.resize(before.size), before)
     size = f'{after.width} × {after.height} px · file {kb:.1f} kB · '
     return size + (f'PSNR {db:.1f} dB' if db < 99 else 'unchanged')
 
-def shown_bytes(before, after):
+def shown_bytes(before, after): # PIL pictures, whole and damaged → a JPEG file of the size of the first
     "A damaged picture as it is sent to the browser"
     small = after.width*2 <= before.width
     return jpeg_bytes(after.resize(before.size, Image.Resampling.NEAREST) if small else after, 90)
@@ -128,7 +128,7 @@ def _button(name, icon, tip, call, width):
 
 class Card:
     "The widgets of one step of the chain: its strengths, how often it happens, and its place"
-    def __init__(self, fn, panel):
+    def __init__(self, fn, panel): # a crappifier; the `LabPanel` that the card is in
         p, self.fn = (fn.p[0], fn.children[0]) if isinstance(fn, sometimes) else (1, fn)
         known = type(self.fn) in steps.values()
         params = self.fn.params if known else {}
@@ -154,7 +154,7 @@ class Card:
 
 class LabPanel:
     "The widgets around a `CrappifyLab`"
-    def __init__(self, lab):
+    def __init__(self, lab): # its photographs, its chain and its seed are what the widgets change
         self.lab, self.cards, wide = lab, [], dict(layout=dict(flex='1 1 auto', width='auto'))
         self.name = widgets.Dropdown(options=list(lab.photos), value=lab.name, description='photograph')
         self.seed = widgets.BoundedIntText(lab.seed, max=2**32-1, description='seed')

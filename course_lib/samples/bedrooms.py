@@ -79,7 +79,7 @@ class _Strokes:
 # %% ../../nbs/samples/bedrooms.ipynb #ea362d14
 class Room(_Strokes):
     "A bedroom's picture, drawn `_ss` times too large, and the plan of what is in it, in metres"
-    def __init__(self, seed, size):
+    def __init__(self, seed, size): # where the random numbers start; side of the finished picture
         "A room of `size` × `size` final pixels whose plan comes from `seed`, an int or a list of ints"
         self.rng, self.size, self.px = Chance(seed), size, size*_ss
         self.img = Image.new('RGB', (self.px, self.px))

@@ -203,7 +203,7 @@ def horse_pair(
     seed:int|list[int]=0, # an int or several; a seed is a scene
     sz:int=64             # side of the pictures, in pixels; 32 or more
 ): # a horse and its zebra (PIL, RGB)
-    "The same animal in the same scene, with a brown coat and with stripes"
+    "One animal in one scene, twice: with a brown coat and with stripes"
     if sz < 32: raise CourseError(f'horse_pair: sz = {sz}, expected 32 pixels or more')
     s, seeds = _scene(seed, sz), np.atleast_1d(seed).tolist()
     return tuple(_paint(s, coat(Chance([*seeds, k]), s.fields)) for k,coat in ((1, _brown), (2, _striped)))

@@ -14,7 +14,7 @@ from PIL import Image
 # %% ../../nbs/samples/kit.ipynb #543b4323
 class Chance(np.random.Generator):
     "A random generator that can also pick, vary colours and make blotches"
-    def __init__(self, seed):
+    def __init__(self, seed): # as for `np.random.default_rng`
         "Start from `seed`, an int or a list of ints"
         super().__init__(np.random.PCG64(seed))
     def pick(self, xs):
@@ -33,18 +33,18 @@ class Chance(np.random.Generator):
         return (total-total.mean())/total.std()
 
 # %% ../../nbs/samples/kit.ipynb #96617e8d
-def blend(a, b, t):
+def blend(a, b, t): # tuples of numbers, of one length; 0 gives `a`, 1 gives `b`
     "The colour, or the point, a fraction `t` (0–1) of the way from `a` to `b`"
     return tuple(x + (y-x)*t for x,y in zip(a, b))
 
-def shade(color, light=1.):
+def shade(color, light=1.): # (red, green, blue), 0–255; a factor
     "A colour in a `light` of 0 (black) to 1 (as it is) and above, in whole levels"
     return tuple(int(min(max(c*light, 0), 255)) for c in color)
 
-def as_image(a):
+def as_image(a): # 0–255; what is beyond is cut off
     "Array (rows, columns) or (rows, columns, 3) of levels as a picture"
     return Image.fromarray(np.clip(a, 0, 255).astype(np.uint8))
 
-def circle(k, dy=0, n=12):
+def circle(k, dy=0, n=12): # lengths in any unit; how many corners
     "`n` corners (right, up) of a round thing with radius `k`, moved up by `dy`; `n=3` is a triangle"
     return [(k*math.sin(i*math.tau/n), dy + k*math.cos(i*math.tau/n)) for i in range(n)]

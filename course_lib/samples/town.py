@@ -123,7 +123,7 @@ class Town(_View):
         if fill: ImageDraw.Draw(self.shade).polygon([self.at(x,0,z) for x,z in points], fill=fill)
 
 # %% ../../nbs/samples/town.ipynb #f21a73fc
-def paint_sky(s):
+def paint_sky(s): # a `Town`
     "Sky over the whole picture, with clouds and the glow of the sun"
     air, r, size = s.air, s.rng, (s.h//_ss,s.w//_ss)
     down = np.clip(np.arange(size[0])*_ss/s.hy, 0, 1)[:,None,None]**1.3
@@ -177,7 +177,7 @@ def _paint_lines(s): # dashes 2.6 m long, lines along the edge, and now and then
     for x in stripes: _strip(s, x, x+.55, white, 'Road', z, z+3)
 
 # %% ../../nbs/samples/town.ipynb #f3184fe3
-def paint_ground(s):
+def paint_ground(s): # a `Town`
     "Both sides, the road with its lines, and what weather and wear do to them"
     r, grey = s.rng, s.rng.uniform(86,114)
     slab = r.vary(r.pick([(150,147,142), (144,142,140), (140,140,142), (160,140,130), (166,160,148)]), 7)
@@ -278,7 +278,7 @@ def _plan_buildings(s, side):
         z += long + s.suburb*r.uniform(1.5,4)
 
 # %% ../../nbs/samples/town.ipynb #e665e58c
-def paint_skyline(s):
+def paint_skyline(s): # a `Town`
     "Far roofs and treetops along the horizon"
     r, x = s.rng, -5.*_ss
     while x < s.w:
@@ -338,11 +338,11 @@ def _plan_fences(s, side): # fences around gardens; railings by some kerbs elsew
         if r.random() < .7: s.later(z+8, 1.2, _fence, side, s.walk[side]+.2, z, z+8, kind)
     if not s.suburb and r.random() < .35:
         s.later(z+5, 1, _fence, side, s.road+.25, z, z+r.uniform(6,14), _fences[2])
-def plan_houses(s, side):
+def plan_houses(s, side): # a `Town`; -1 is left
     "Houses, trees and fences for later, on one side of the street (-1 or 1)"
     for plan in (_plan_buildings, _plan_trees, _plan_fences): plan(s, side)
 
-def paint_town(s):
+def paint_town(s): # a `Town` that is planned
     "Paint sky and ground, then what was planned, from far to near"
     for step in (paint_sky, paint_skyline, paint_ground): step(s)
     for _,step in sorted(s.todo, key=lambda o: -o[0]): step()
