@@ -22,7 +22,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
 from .core import CourseError, data_home, tell_path
 from .files import MadeHere, file_lock, code_key, why_unwritable
-from .show import beside
+from .show import beside, shows_progress
 from .pictures import (as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write,
     open_photo, open_rgb, Report, why_unreadable)
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold,
@@ -373,7 +373,7 @@ def _run(fn, src, dst, seed, workers, shown):
     size = max(1, min(8, len(todo)//(16*workers))) # files that a worker takes at a time
     batches = [todo[i:i+size] for i in range(0, len(todo), size)]
     made = _results(partial(_make_one, fn, src, seed, smallest_read(fn)), batches, workers)
-    if shown and len(batches) > 100 and (sys.stdout.isatty() or 'ipykernel' in sys.modules):
+    if shown and len(batches) > 100 and shows_progress():
         from fastprogress.fastprogress import progress_bar
         made = progress_bar(made, total=len(batches), leave=False)
     for i,batch in enumerate(made):

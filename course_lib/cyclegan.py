@@ -19,7 +19,8 @@ from torchvision.utils import save_image
 from fastai.vision.all import master_bar, progress_bar
 from .checkpoints import load_checkpoint, save_checkpoint
 from .core import CourseError, course_device, runs_home, seed_everything
-from .data import get_data, image_cache, known_images
+from .data import get_data, known_images
+from .tensors import image_cache
 from .files import atomic_path
 from .metrics import cycle_metrics
 from .models import check_finite, half_dtype, memory_layout

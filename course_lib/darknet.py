@@ -15,7 +15,8 @@ from functools import partial
 from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, SGD, MixedPrecision,
     Normalize, ParamScheduler, PILImage, RandTransform, SchedLin, TensorImage, combine_scheds, parent_label)
 from .core import CourseError, course_device, seed_everything
-from .data import TensorDL, get_data, known_images, random_crop
+from .data import get_data, known_images
+from .tensors import TensorDL, random_crop
 from .models import channels_last, check_finite, half_dtype, memory_layout
 from .resnet import course_learner
 from .processes import joined_processes, process_rank, ShareGradients

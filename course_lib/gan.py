@@ -21,7 +21,7 @@ from torchvision.utils import save_image
 from fastai.vision.gan import (AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner,
     accuracy_thresh_expand)
 from .core import CourseError, course_device, runs_home, seed_everything
-from .data import TensorDL
+from .tensors import TensorDL
 from .kept_weights import network_kind
 from .metrics import psnr, ssim
 from .models import channels_last, check_finite, imagenet_norm

@@ -17,7 +17,8 @@ from PIL.Image import Resampling
 from .core import CourseError, data_home, course_device, tell_path
 from .crappify import crappify_folder
 from .pictures import crappy_name, legible
-from .data import TensorDL, get_data, PILPhoto
+from .data import get_data
+from .tensors import TensorDL, PILPhoto
 from .metrics import psnr, ssim
 from .models import imagenet_norm
 from .samples.make import known_files

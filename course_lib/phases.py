@@ -18,7 +18,8 @@ from fastai.vision.all import Callback, DisplayedTransform, Learner, Optimizer, 
 from fastcore.all import AttrDict, GetAttr, L, patch
 from torch.optim.swa_utils import AveragedModel, update_bn
 from .core import CourseError, seed_everything
-from .data import RandomPadCrop, get_data
+from .data import get_data
+from .tensors import RandomPadCrop
 from .models import check_finite
 from .resnet import course_learner, deep_net, mnist_dls
 

@@ -14,7 +14,8 @@ from torch import nn
 import torch.nn.functional as F
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter,
     ImageBlock, Learner, Normalize, PILImageBW, accuracy, parent_label)
-from .data import RandomPadCrop, TensorDL, get_data, known_images
+from .data import get_data, known_images
+from .tensors import RandomPadCrop, TensorDL
 from .models import check_finite
 
 # %% ../nbs/01_mnist_resnet.ipynb #294accff

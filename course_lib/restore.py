@@ -8,7 +8,7 @@ __all__ = ['restoring_networks', 'box_settings', 'box_trials', 'photo_unet', 'gr
            'DamagedPatches', 'box_dls', 'try_box', 'box_card', 'train_box']
 
 # %% ../nbs/05b_any_photograph.ipynb #50906ed6
-import errno, hashlib, os, sys, time
+import errno, hashlib, os, time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,7 @@ from .pairs import on_normalised
 from course_lib.pictures import (crappy_name, file_bytes, file_ids, files_in, may_write, open_photo, Report,
     why_unreadable)
 from .resnet import course_learner
-from .show import md_rows
+from .show import md_rows, shows_progress
 from .samples.photos import cut_patches, photo_sources
 from .unet import SelfAttention, layer_shapes, small_encoder
 
@@ -191,7 +191,7 @@ def restore_files(
 
 def _watched(jobs, shown):
     "A progress bar, where somebody watches"
-    if not (shown and len(jobs) > 1 and (sys.stdout.isatty() or 'ipykernel' in sys.modules)): return jobs
+    if not (shown and len(jobs) > 1 and shows_progress()): return jobs
     from fastprogress.fastprogress import progress_bar
     return progress_bar(jobs, leave=False)
 

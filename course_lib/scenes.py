@@ -11,7 +11,7 @@ import numpy as np
 from fastai.vision.all import PILMask, get_image_files
 from PIL import Image
 from .core import CourseError
-from .data import PILPhoto, image_cache
+from .tensors import PILPhoto, image_cache
 from .pictures import open_mask
 
 # %% ../nbs/lib/scenes.ipynb #44fb7ba9

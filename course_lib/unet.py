@@ -14,7 +14,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from fastai.vision.all import (AddMaskCodes, DataBlock, FuncSplitter, ImageBlock, IntToFloatTensor, Metric,
     Normalize, TransformBlock, aug_transforms, imagenet_stats, noop, params, sigmoid_range)
 from .core import CourseError, course_device, seed_everything
-from .data import PILPhoto, TensorDL, get_data
+from .data import get_data
+from .tensors import PILPhoto, TensorDL
 from .models import (card_bs, channels_last, check_finite, imagenet_weights, tell_memory,
     torchvision_encoder)
 from .resnet import conv2, conv_layer, course_learner

@@ -16,7 +16,8 @@ from fastai.vision.all import progress_bar
 from torchvision.transforms.functional import center_crop
 from .checkpoints import load_checkpoint, save_checkpoint
 from .core import CourseError, course_device, runs_home, seed_everything
-from .data import get_data, image_cache
+from .data import get_data
+from .tensors import image_cache
 from .metrics import to_bytes, to_unit
 from .models import check_finite, memory_layout
 from .pictures import open_rgb

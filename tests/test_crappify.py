@@ -748,7 +748,7 @@ def test_pairs_without_the_bad_ones(src, tmp_path, monkeypatch, capsys):
     cfg = lesson_settings('04', 'sample', files='*.png', variants=2, crappifier='downscale(20)')
     root, pairs = P.make_pairs(cfg, 'trial')
     assert sorted(o.name for o in pairs) == ['9.png', os.fsdecode(b'\xff.png')] and capsys.readouterr().out == 'cut.png: cut off or damaged. Left out\n'
-    from course_lib.data import image_cache
+    from course_lib.tensors import image_cache
     for o in pairs: P.held_out(o, root)
     assert len(image_cache(list(pairs), P.SquarePhoto.create, (16, 16))) == 2
 

@@ -8,7 +8,7 @@ from course_lib import darknet
 from course_lib.core import CourseError, lesson_settings
 from course_lib.darknet import (Branches, CropAndMirror, Darknet, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
     darknet_of, far_stem, fit_darknet, triangle_cycle)
-from course_lib.data import random_crop
+from course_lib.tensors import random_crop
 from course_lib.resnet import n_params
 from course_lib.samples.things import make_things
 

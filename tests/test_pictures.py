@@ -115,7 +115,7 @@ def everybody(f, size):
     "The same file by every opener of the course"
     from course_lib.crappify import _photos
     from course_lib.cyclegan import side_pictures
-    from course_lib.data import PILPhoto
+    from course_lib.tensors import PILPhoto
     from course_lib.apps.lab import crappify_lab
     from course_lib.apps.page import read_photo
     from course_lib.pairs import SquarePhoto

@@ -10,7 +10,8 @@ from PIL import Image
 from conftest import patience
 from course_lib.core import CourseError
 from course_lib.files import code_key
-from course_lib.data import RandomPadCrop, TensorDL, get_data, image_cache, random_crop
+from course_lib.data import get_data
+from course_lib.tensors import RandomPadCrop, TensorDL, image_cache, random_crop
 
 
 # ---- pictures decoded once
@@ -100,7 +101,7 @@ two = '''
 import os, sys, time
 from pathlib import Path
 from PIL import Image
-from course_lib.data import image_cache
+from course_lib.tensors import image_cache
 home = Path(sys.argv[1])
 def open_slowly(f):
     with open(home/'opened', 'a') as o: o.write('x')
@@ -142,7 +143,7 @@ import sys
 from pathlib import Path
 from PIL import Image
 from fastai.vision.all import PILImage
-from course_lib.data import image_cache
+from course_lib.tensors import image_cache
 import helper
 class Base(PILImage):
     @classmethod

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from course_lib import cyclegan, models, unet
 from course_lib.core import CourseError, course_device, device_name, lesson_settings
 from course_lib.results import record
-from course_lib.data import get_data, random_crop
+from course_lib.data import get_data
+from course_lib.tensors import random_crop
 from course_lib.resnet import course_learner, mnist_dls, resnet_ish, simple_cnn
 
 

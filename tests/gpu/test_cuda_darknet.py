@@ -7,7 +7,7 @@ from fastai.vision.all import TensorImage
 from course_lib import darknet
 from course_lib.core import lesson_settings, seed_everything
 from course_lib.darknet import CropAndMirror, Darknet, cifar_dls, cifar_learner, fit_darknet
-from course_lib.data import random_crop
+from course_lib.tensors import random_crop
 from course_lib.samples.things import make_things
 
 
