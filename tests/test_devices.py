@@ -158,7 +158,7 @@ losses = {
     'rnn.word_scores': lambda: rnn.word_scores(there(pointer.TiedLM(9, 8)), ids(2,6)),
     'rnn.guesses': lambda: here(rnn.guesses(there(rnn.Model5(9, 8)), torch.zeros(200, dtype=torch.long), 4, 6)),
     'darknet.channel_stats': lambda: darknet.channel_stats(pics(2,3,8,8).byte()),
-    'cached.random_crop': lambda: [cached.random_crop(pics(4,1,8,8), 3, mode=o) for o in ('zeros', 'reflect')],
+    'tensors.random_crop': lambda: [cached.random_crop(pics(4,1,8,8), 3, mode=o) for o in ('zeros', 'reflect')],
     'models.in_half': lambda: models.in_half(lambda x: [x*2], pics(2,3,8,8).requires_grad_(), torch.float16),
     'unet.SceneLoss': lambda: [unet.SceneLoss(1)(x := pics(2,4,8,8).requires_grad_(), ids(2,8,8)), unet.SceneLoss(1).decodes(x)],
     'unet.confusion': lambda: unet.confusion(ids(2,8,8), ids(2,8,8), 4, 1),
