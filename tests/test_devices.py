@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import core, cyclegan, darknet, feature_loss, gan, harmonize, kept_weights, metrics, models, pairs, phases, pointer, processes, resnet, restore, rnn, show, style, unet, wgan
+from course_lib import core, cyclegan, darknet, fairness, feature_loss, gan, harmonize, kept_weights, metrics, models, pairs, phases, pointer, processes, resnet, restore, rnn, show, style, unet, wgan
 from course_lib import tensors as cached
 from course_lib.apps import style_files
 from course_lib.core import lesson_settings, lessons
@@ -19,6 +19,7 @@ from course_lib.unet import small_encoder
 named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|^(show|draw|plot)_', re.I)
 draws = re.compile(r'show_grid\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
+    'fairness.error_rates', 'runner.run_cells',
     'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step',
     'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at', 'runner.explain_error', 'diagrams.draw_unrolled',
     'diagrams.draw_loop', 'diagrams.draw_both', 'show.as_jpeg', 'show.beside'}
@@ -133,6 +134,8 @@ def photo(): return Image.new('RGB', (40, 32), (90, 120, 40))
 def rooms(n): return torch.zeros(n,3,32,32, dtype=torch.uint8)
 
 losses = {
+    'feature_loss.make_loss_network': lambda: list(feature_loss.make_loss_network(cfg('05', judge='squeezenet1_1'), pics(2,3,64,64))[0].parameters()),
+    'fairness.camera': lambda: fairness.camera(pics(2,1,8,8), ids(2) > 0, 0),
     'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
     'pairs.photo_scores': lambda: pairs.photo_scores(pics(2,3,16,16), pics(2,3,16,16)),
     'gan.critic_bce': lambda: gan.critic_bce(critic(), pics(2,3,64,64), pics(2,3,64,64)),
@@ -228,7 +231,7 @@ figures = {
     'show.to_array': lambda: [show.to_array(o) for o in (pics(3,8,8), pics(1,8,8).requires_grad_(), pics(8,8).byte(), pics(3,8,8).bfloat16())] and None,
     'show.show_grid': lambda: show.show_grid([*pics(2,3,8,8), *pics(2,1,8,8).byte()]) and None,
     'pairs.show_rows': lambda: pairs.show_rows(*pics(3,2,3,8,8)) and None,
-    'style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
+    'apps.style_files.save_picture': lambda: style_files.save_picture(pics(1,3,8,8), core.runs_home().parent/'y.png'),
     'kept_weights.weights_digest': lambda: kept_weights.weights_digest(dict(a=pics(3))) and None,
     'cyclegan.cycle_strips': lambda: show.show_grid(cyclegan.cycle_strips(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32))) and None,
     'cyclegan.save_strips': lambda: cyclegan.save_strips(list(pics(6,3,8,8)), core.runs_home()/'x.png'),
@@ -279,7 +282,7 @@ def test_nothing_is_forgotten():
 
 def test_every_module_and_lesson():
     "Every module that uses torch has a case, and so has every lesson whose network is trained: a step"
-    have = {k.split('.')[0] for k in cases}
+    have = {k.rpartition('.')[0] for k in cases}
     without = {m for m,mod in modules.items() if uses_torch(mod)} - have
     assert not without, sorted(without)
     from course_lib.cli import lesson_module
