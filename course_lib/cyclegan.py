@@ -17,6 +17,8 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torchvision.utils import save_image
 from fastai.vision.all import master_bar, progress_bar
+
+# %% ../nbs/07_cyclegan.ipynb #48b121fb
 from .checkpoints import load_checkpoint, save_checkpoint
 from .core import CourseError, course_device, runs_home, seed_everything
 from .data import get_data, image_cache, known_images
@@ -270,6 +272,7 @@ def cycle_strips(gan, a, b) -> list: # a `CycleGAN`; pictures of both kinds (n, 
     rows = zip(a, fake_b, gan.to_a(fake_b), b, fake_a, gan.to_b(fake_a))
     return [o.float().cpu() for row in rows for o in row]
 
+# %% ../nbs/07_cyclegan.ipynb #fdc8de8d
 def save_strips(pics:list, file): # what `cycle_strips` gave; a PNG
     "The strips as one picture, six in a row"
     pics = [(o+1)/2 for o in pics]
