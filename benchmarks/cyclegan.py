@@ -3,8 +3,9 @@
 The plain loop is straightforward PyTorch: six passes through the generators, critics frozen in the generators' step, Adam as it
 comes, memory as it comes, 32-bit numbers. Ours is `cycle_step`, in 16-bit numbers where the device has them (--half no: without).
 Both start from the same weights and see the same pictures; the losses of the first steps are compared. Only the first step's have to
-agree, up to 16 bits: Adam's first moves magnify any difference in rounding, also that between two orders of the same sums. Then steps are timed in turn and the medians compared. Beside that: the share of a step
-that is spent in convolutions (torch's profiler), and the convolutions' speed against the fastest that this machine was seen to do.
+agree, up to 16 bits: Adam's first moves magnify any difference in rounding, also that between two orders of the same sums. Then
+steps are timed in turn and the medians compared. Beside that: the share of a step that is spent in convolutions (torch's profiler),
+and the convolutions' speed against the fastest that this machine was seen to do.
 
     python benchmarks/cyclegan.py [--repeats 7] [--sz 128] [--half no] [--keep]
 
@@ -163,4 +164,5 @@ def main(
         print(f'  {k:<6} ' + ' '.join(f'{a} {b}' for a,b in res['ways'][k].items()), flush=True)
     print(f"  {res['ratio']:.2f} times the steps per second of the plain loop")
     home = clone_root()/'results'/'benchmarks' if keep else runs_home()/'bench'
-    write_atomic(Path(home)/f'cyclegan-{dev.type}.json', json.dumps(dict(repeats=repeats, device=device_name(), versions=versions(), results=res), indent=1)+'\n')
+    about = dict(repeats=repeats, device=device_name(), versions=versions(), results=res)
+    write_atomic(Path(home)/f'cyclegan-{dev.type}.json', json.dumps(about, indent=1)+'\n')

@@ -63,7 +63,8 @@ def tflops(dtype):
     return round(10*2*n**3/(time.perf_counter()-t0)/1e12, 2)
 cuda = dict(capability=torch.cuda.get_device_capability(), memory_GB=round(torch.cuda.get_device_properties(0).total_memory/1e9, 1),
     bf16_in_hardware=torch.cuda.is_bf16_supported(including_emulation=False)) if dev.type == 'cuda' else {}
-print('RESULT', json.dumps(dict(device=device_name(), kind=dev.type, **cuda, versions=versions(), TFLOP_s=dict(float32=tflops(torch.float32), bfloat16=tflops(torch.bfloat16)))))'''
+print('RESULT', json.dumps(dict(device=device_name(), kind=dev.type, **cuda, versions=versions(),
+    TFLOP_s=dict(float32=tflops(torch.float32), bfloat16=tflops(torch.bfloat16)))))'''
     return job.result(python(code))
 
 
@@ -77,7 +78,8 @@ def tests(job):
 
 def lesson(job, name, profile):
     "One notebook in a kernel of its own: how it ended, and the figures that it recorded"
-    code, out, s = shell(python('from course_lib.cli import course; course()', 'run', name, '--profile', profile, '--out', job.runs/name), job.left(), COURSE_DEVICE=job.kind,
+    command = python('from course_lib.cli import course; course()', 'run', name, '--profile', profile, '--out', job.runs/name)
+    code, out, s = shell(command, job.left(), COURSE_DEVICE=job.kind,
         OMP_NUM_THREADS=2 if job.cuda else 1)
     got = [json.loads(o.read_text()) for o in (job.runs/name/'results').glob('*.json')]
     whole = {'record': got[-1]} if got and profile == 'full' else {}

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated
 from fastcore.script import CliError, call_parse, parse_cli
 from fastcore.xtras import modified_env
+
+# %% ../nbs/lib/cli.ipynb #fc26fafd
 from .core import (active_profile, clone_root, CourseError, course_device, device_name, find_lesson,
     lesson_settings, lessons, read_settings, runs_home, settings_files, tell_path)
 from .files import check_folder, why_unwritable, write_errors, read_json, write_atomic
@@ -29,6 +31,24 @@ def _device_name():
     ask = [sys.executable, '-c', 'from course_lib.core import device_name; print(device_name())']
     return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
 
+# %% ../nbs/lib/cli.ipynb #d82ff78a
+def _notebooks(names, out):
+    "The notebooks that are named, or all lessons; `CourseError` where they cannot be run into this folder"
+    todo = sorted({find_notebook(o) for o in names}) or lesson_notebooks()
+    check_folder(out, _where['run'])
+    if any(p.parent.samefile(out) for p in todo):
+        raise CourseError(f'{tell_path(out)}: the notebooks themselves are there. Choose another with --out')
+    if find_spec('nbclient'): return todo
+    raise CourseError('course run needs Jupyter, and course_lib was installed '
+                      "without it. Say: pip install 'course_lib[run]'")
+
+# %% ../nbs/lib/cli.ipynb #3b4cbcc8
+def _run_table(done, out):
+    rows = [[o['lesson'], o['status'], f"{o['seconds']:.0f}", o['headline']] for o in done]
+    if rows: print('\n' + text_table(rows, ['lesson', 'status', 'seconds', 'results']))
+    print(f'\nExecuted notebooks and pages: {tell_path(out)}')
+
+# %% ../nbs/lib/cli.ipynb #8fcd1c09
 @call_parse
 def run(
     *names:str,       # Lessons to run, such as 01 09 or answers/04 (default: all numbered ones)
@@ -40,19 +60,12 @@ def run(
     "Run lessons top to bottom, several side by side, and show how each went"
     prof, out = active_profile(profile), Path(out).resolve() if out else runs_home()
     read_settings()
-    todo = sorted({find_notebook(o) for o in names}) or lesson_notebooks()
-    check_folder(out, _where['run'])
-    if any(p.parent.samefile(out) for p in todo):
-        raise CourseError(f'{tell_path(out)}: the notebooks themselves are there. Choose another with --out')
-    if not find_spec('nbclient'): raise CourseError('course run needs Jupyter, and course_lib was installed '
-                                                    "without it. Say: pip install 'course_lib[run]'")
+    todo = _notebooks(names, out)
     jobs, threads = side_by_side(len(todo), prof, jobs)
     lines = [f"{len(todo)} lesson{'s'*(len(todo) != 1)}", f'profile {prof}', _device_name()]
     print(' · '.join(lines + [f'{jobs} side by side']*(jobs > 1)), flush=True)
     done, errors, stopped = run_lessons(todo, prof, out, jobs, threads, save_outputs if save else None)
-    rows = [[o['lesson'], o['status'], f"{o['seconds']:.0f}", o['headline']] for o in done]
-    if rows: print('\n' + text_table(rows, ['lesson', 'status', 'seconds', 'results']))
-    print(f'\nExecuted notebooks and pages: {tell_path(out)}')
+    _run_table(done, out)
     if stopped: raise KeyboardInterrupt
     for e in errors:
         if not isinstance(e, OSError): raise e
@@ -63,52 +76,81 @@ def _size(n):
     units = (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB'), (1, 'B')
     return next(f'{n/d:,.1f} {u}' for d,u in units if n >= d or d == 1)
 
+# %% ../nbs/lib/cli.ipynb #138508a3
+def _ready(prof):
+    "The datasets that are at hand, or can be made or fetched"
+    from course_lib.data import at_hand, registry
+    has = lambda k, v: prof in v and (prof == 'sample' or 'url' in v.full or at_hand(k, prof))
+    return [k for k,v in registry().items() if has(k, v)]
+
+# %% ../nbs/lib/cli.ipynb #b6b15eec
+def _data_row(name, prof):
+    "A dataset's row of the table; it is made or fetched if need be"
+    from course_lib.data import describe_data
+    d = describe_data(name, prof)
+    return [name, f"{d['files']:,}", _size(d['bytes']), tell_path(d['where']), d['licence']]
+
+# %% ../nbs/lib/cli.ipynb #c7ec6b46
 @call_parse
 def data(
     *names:str,      # Datasets to make or fetch, such as mnist (default: all)
     profile:str=None # sample or full (default: settings.ini, or COURSE_PROFILE)
 ) -> int: # the number of datasets that could not be had
     "Make or fetch datasets, and say where they are and whose they are"
-    from course_lib.data import at_hand, describe_data, registry
     prof, line, rows = active_profile(profile), LiveLine(), []
-    has = lambda k, v: prof in v and (prof == 'sample' or 'url' in v.full or at_hand(k, prof))
-    todo = names or [k for k,v in registry().items() if has(k, v)]
+    todo = names or _ready(prof)
     for i,name in enumerate(todo):
         line.show(f'{name}, {i+1} of {len(todo)}')
-        try: d = describe_data(name, prof)
+        try: rows.append(_data_row(name, prof))
         except CourseError as e: line.done(str(e) if str(e).startswith(name) else f'{name}: {e}')
-        else: rows.append([name, f"{d['files']:,}", _size(d['bytes']), tell_path(d['where']), d['licence']])
     line.done(text_table(rows, ['name', 'files', 'size', 'where', 'licence']) if rows else '')
     return len(todo)-len(rows)
 
 # %% ../nbs/lib/cli.ipynb #4d9c6b5f
+_kinds = 'sample', 'full' # the columns of our figures
+
 def _current(res):
     now = lesson_settings(res['lesson'], res['kind'])
     return all(res['settings'].get(k) == now[k] for k in now if k not in ('device', 'profile', 'pretrained'))
 
+# %% ../nbs/lib/cli.ipynb #b710594c
+def _figures(name, kept_only):
+    "A lesson's figures from its settings as they are, by kind of run, and notes on its other runs"
+    best, notes = {}, []
+    for o in load_results(name):
+        kind, file = o['kind'], o['file']
+        if kept_only and file.parent == runs_home()/'results': continue
+        if kind not in _kinds:
+            items = f"{o['n']:,} of {o['N']:,} items of {o['dataset']}, {o['device']}"
+            figures = ', '.join(f'{k} {v:.4f}' for k,v in o['figures'].items())
+            notes.append(f'{name}, {kind} run ({items}): {figures}')
+        elif _current(o): best[kind] = o['figures']
+        else: notes.append(f'{name}: a {kind} run from other settings is in {file.name} and not shown')
+    return best, notes
+
+# %% ../nbs/lib/cli.ipynb #d8c9da11
+def _answers_rows(name):
+    "The rows of a lesson's answers that belong in the table, and notes on those from other runs"
+    kept, rows, notes = load_answers(name), [], []
+    for k in [o for o in lessons()[name].get('headline_answers', []) if o in kept]:
+        a, acc = kept[k], mean_sd(kept[k]['rows'], 'accuracy')
+        seeds = f"{len(a['seeds'])} seed{'s'*(len(a['seeds']) > 1)}"
+        cols = [acc if a['kind'] == o else '–' for o in _kinds]
+        if a['kind'] in _kinds: rows.append([name.split('_')[0], f'{k}, {seeds}: mean ± sd', '–', *cols])
+        else: notes.append(f"{name}, {a['kind']}: {k}: accuracy {acc}, {seeds}, {a['device']}")
+    return rows, notes
+
+# %% ../nbs/lib/cli.ipynb #3dceefaf
 def results_rows(kept_only:bool=False) -> tuple[list, list]: # without this machine's own?; rows, notes
     "The results of all lessons (number, figure, lecture, ours sample, ours full) against the lecture's"
-    kinds, rows, notes = ('sample', 'full'), [], []
+    rows, notes = [], []
     cell = lambda figures, k: f'{figures[k]:.4f}' if k in figures else '–'
     for name,les in lessons().items():
-        num, best, kept = name.split('_')[0], {}, load_answers(name)
-        for o in load_results(name):
-            kind, file = o['kind'], o['file']
-            if kept_only and file.parent == runs_home()/'results': continue
-            if kind not in kinds:
-                items = f"{o['n']:,} of {o['N']:,} items of {o['dataset']}, {o['device']}"
-                figures = ', '.join(f'{k} {v:.4f}' for k,v in o['figures'].items())
-                notes.append(f'{name}, {kind} run ({items}): {figures}')
-            elif _current(o): best[kind] = o['figures']
-            else: notes.append(f'{name}: a {kind} run from other settings is in {file.name} and not shown')
+        (more, others), (best, said) = _answers_rows(name), _figures(name, kept_only)
         for k,title in les.figures.items():
-            rows.append([num, title, cell(les.reported, k), *(cell(best.get(o, {}), k) for o in kinds)])
-        for k in [o for o in les.get('headline_answers', []) if o in kept]:
-            a, acc = kept[k], mean_sd(kept[k]['rows'], 'accuracy')
-            seeds = f"{len(a['seeds'])} seed{'s'*(len(a['seeds']) > 1)}"
-            cols = [acc if a['kind'] == o else '–' for o in kinds]
-            if a['kind'] in kinds: rows.append([num, f'{k}, {seeds}: mean ± sd', '–', *cols])
-            else: notes.append(f"{name}, {a['kind']}: {k}: accuracy {acc}, {seeds}, {a['device']}")
+            cols = cell(les.reported, k), *(cell(best.get(o, {}), k) for o in _kinds)
+            rows.append([name.split('_')[0], title, *cols])
+        rows, notes = [*rows, *more], [*notes, *said, *others]
     return rows, notes
 
 # %% ../nbs/lib/cli.ipynb #81631b23
@@ -122,6 +164,15 @@ def readme_with(text:str) -> str: # what the file says now
     if n == 1: return res
     raise CourseError('README.md: expected one pair of the lines <!-- results --> and <!-- /results -->')
 
+# %% ../nbs/lib/cli.ipynb #5b5d74d9
+def _keep(p, dest): # a file of this machine's results; where it goes
+    try:
+        new, *_ = (read_json(o, ('kind', 'figures')) for o in (p, dest) if o == p or o.exists())
+        if new['kind'] == 'own': raise CourseError(f'{p.name}, a run with data or settings of your own')
+        print('kept', tell_path(write_atomic(dest, p.read_bytes())))
+    except CourseError as e: print(f'not kept: {e}')
+
+# %% ../nbs/lib/cli.ipynb #359c9417
 @call_parse
 def results(
     keep:bool=False,  # Copy this machine's results from _runs/ into results/
@@ -131,13 +182,8 @@ def results(
     root = clone_root()
     if (keep or readme) and not root: raise CourseError('--keep and --readme write into a clone, and '
                         'course_lib was installed without one. Clone the repository and run it there')
-    for p in sorted((runs_home()/'results').glob('*.json')) if keep else []:
-        dest = root/'results'/p.name
-        try:
-            new, *_ = (read_json(o, ('kind', 'figures')) for o in (p, dest) if o == p or o.exists())
-            if new['kind'] == 'own': raise CourseError(f'{p.name}, a run with data or settings of your own')
-            print('kept', tell_path(write_atomic(dest, p.read_bytes())))
-        except CourseError as e: print(f'not kept: {e}')
+    files = sorted((runs_home()/'results').glob('*.json')) if keep else []
+    for p in files: _keep(p, root/'results'/p.name)
     if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text(encoding='utf-8')))
     rows, notes = results_rows()
     print('\n'.join([text_table(rows, _head), *('· '+o for o in notes)]))
@@ -170,6 +216,7 @@ def lesson_module(lesson:str): # its name
     "The module that a lesson exports"
     return importlib.import_module(f'course_lib.{lessons()[find_lesson(lesson)].module}')
 
+# %% ../nbs/lib/cli.ipynb #cbbb8554
 @call_parse
 def train(
     lesson:str,      # The lesson, such as 01
@@ -191,6 +238,7 @@ def _told(rep, said, named=()): # 1 if a file was left out that was named or see
     left = [Path(o) for o,_ in rep.left_out]
     return int(any(o.name in names or o.suffix.lower() in ('.jpg', '.jpeg', '.png') for o in left))
 
+# %% ../nbs/lib/cli.ipynb #0a0283e2
 @call_parse
 def crappify(
     src:str,             # Folder of photographs
@@ -226,6 +274,7 @@ def restore(
     rep = restore_files(photos, net, out, again=again, enlarge=enlarge)
     return _told(rep, f'{rep} · {tell_path(out)}', photos)
 
+# %% ../nbs/lib/cli.ipynb #4aab9154
 @call_parse
 def fit_box(
     out:str=None,   # Weights to write, .safetensors (default: those of the course)
@@ -264,27 +313,36 @@ def style(
     style_file(content, style, out, size, weight, colour_preserve, evals, judge, pretrained, tell)
     line.done(f'{out.name} is painted')
 
+# %% ../nbs/lib/cli.ipynb #195583fb
+def _data_state(name, about, prof): # a dataset, what the registry says of it, `sample` or `full`
+    from course_lib.data import at_hand
+    if prof not in about: return '–'
+    if at_hand(name, prof): return 'here'
+    if prof == 'sample': return 'made on demand'
+    return f"would download {_size(about.full['bytes'])}" if 'url' in about.full else 'bring your own copy'
+
+# %% ../nbs/lib/cli.ipynb #c8b8d29f
+def _memory(dev):
+    "The memory that there is, in words; nothing where the system does not tell"
+    import torch
+    res = []
+    if dev.type == 'cuda': res = [(torch.cuda.get_device_properties(dev).total_memory, 'on the GPU')]
+    try: res.append((os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES'), 'in the machine'))
+    except (AttributeError, ValueError, OSError): pass
+    return ', '.join(f'{n/2**30:.0f} GiB {where}' for n,where in res)
+
 # %% ../nbs/lib/cli.ipynb #50801761
 @call_parse
 def doctor():
     "Versions, device, data, weights, and how long each lesson took"
     import torch
-    from course_lib.data import at_hand, registry
-    def state(k, v, prof):
-        if prof not in v: return '–'
-        if at_hand(k, prof): return 'here'
-        if prof == 'sample': return 'made on demand'
-        return f"would download {_size(v.full['bytes'])}" if 'url' in v.full else 'bring your own copy'
-    dev, memory = course_device(), []
-    if dev.type == 'cuda': memory = [(torch.cuda.get_device_properties(dev).total_memory, 'on the GPU')]
-    try: memory.append((os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES'), 'in the machine'))
-    except (AttributeError, ValueError, OSError): pass # a system that does not tell
-    memory = ', '.join(f'{n/2**30:.0f} GiB {where}' for n,where in memory)
+    from course_lib.data import registry
+    dev = course_device()
     weights = sorted(p.name for p in (Path(torch.hub.get_dir())/'checkpoints').glob('*.pth'))
-    data = [[k, state(k, v, 'sample'), state(k, v, 'full')] for k,v in registry().items()]
+    data = [[k, *(_data_state(k, v, o) for o in ('sample', 'full'))] for k,v in registry().items()]
     took = [[k, expected_minutes(k, 'sample'), expected_minutes(k, 'full')] for k in lessons()]
     print(text_table(versions().items(), ['package', 'version']))
-    print(f"\ndevice    {dev.type}: {device_name()}\nmemory    {memory or 'unknown'}")
+    print(f"\ndevice    {dev.type}: {device_name()}\nmemory    {_memory(dev) or 'unknown'}")
     print(f"profile   {active_profile()} ({', '.join(map(tell_path, settings_files()))})\n")
     print(text_table(data, ['dataset', 'sample', 'full']))
     print(f"\npretrained weights: {', '.join(weights) or 'none; lessons say so and go on from scratch'}\n")
@@ -298,6 +356,23 @@ commands = {f.__name__.replace('_', '-'): f for f in _all}
 _lines = [f'  {k:<9} {f.__doc__}' for k,f in commands.items()]
 _usage = '\n'.join(['usage: course COMMAND [options]', '', *_lines, '', 'course COMMAND --help says more.'])
 
+# %% ../nbs/lib/cli.ipynb #f0c8def3
+def _outcome(name, f, args, kwargs):
+    "Run a command; gives its exit code, or what has gone wrong"
+    try: return f(*args, **kwargs)
+    except CliError as e: return f'course {name}: {e}'
+    except KeyboardInterrupt:
+        print('stopped by Ctrl-C')
+        return 130
+    except BrokenPipeError: # whoever read, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        if e.errno not in write_errors: raise
+        setting = _where.get(name, 'COURSE_RUNS or COURSE_DATA')
+        return f"course {name}: {why_unwritable(e.filename or '.', e, setting)}"
+
+# %% ../nbs/lib/cli.ipynb #600934c7
 def course():
     "The entry point of the command line"
     for o in (sys.stdout, sys.stderr): getattr(o, 'reconfigure', dict)(errors='backslashreplace')
@@ -309,16 +384,4 @@ def course():
     sys.argv[:2] = [f'course {name}']
     f = commands[name].__wrapped__
     args, kwargs, _ = parse_cli(f)
-    try: code = f(*args, **kwargs)
-    except CliError as e: code = f'course {name}: {e}'
-    except KeyboardInterrupt:
-        print('stopped by Ctrl-C')
-        code = 130
-    except BrokenPipeError: # whoever read, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as e:
-        if e.errno not in write_errors: raise
-        setting = _where.get(name, 'COURSE_RUNS or COURSE_DATA')
-        code = f"course {name}: {why_unwritable(e.filename or '.', e, setting)}"
-    raise SystemExit(code)
+    raise SystemExit(_outcome(name, f, args, kwargs))

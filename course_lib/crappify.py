@@ -20,9 +20,12 @@ from fasttransform import Transform
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
+from .show import shows_progress
+
+# %% ../nbs/lib/crappify.ipynb #3b7c9874
 from .core import CourseError, data_home, tell_path
 from .files import MadeHere, file_lock, code_key, why_unwritable
-from .show import beside, shows_progress
+from .show import beside
 from .pictures import (as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write,
     open_photo, open_rgb, Report, why_unreadable)
 from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold,
@@ -91,6 +94,7 @@ def _red(text):
     style = 'border-left:4px solid #D55E00;padding-left:8px'
     return {'text/plain': text, 'text/html': f'<pre style="{style}">{html}</pre>'}
 
+# %% ../nbs/lib/crappify.ipynb #48d1280d
 def preview(
     photos,                         # PIL images, files, or a folder
     seeds=(1, 2, 3), size:float=2.1 # see `before_after`
@@ -132,6 +136,7 @@ class chain(_Combinator):
         for f,r in zip(self.children, _each(len(self.children), rng)): im = _checked(f, f(im, r))
         return im
 
+# %% ../nbs/lib/crappify.ipynb #ac614a66
 @_frozen
 class one_of(_Combinator):
     "One of them, each as likely as the others; nothing if there are none"
@@ -257,6 +262,7 @@ class _Made(NamedTuple):
     "What became of a file: result, state of its source, what it is and what was done, the crappifier's error"
     rel:str; data:bytes|None=None; state:str=''; note:tuple|None=None; error:str|None=None
 
+# %% ../nbs/lib/crappify.ipynb #d4ab80ff
 def _state(path): return '{0.st_size}:{0.st_mtime_ns}'.format(os.stat(path))
 
 def _make_one(fn, src, seed, smallest, rel):
@@ -285,6 +291,7 @@ def _packed(one):
     finally:
         for m in mine: cloudpickle.unregister_pickle_by_value(m)
 
+# %% ../nbs/lib/crappify.ipynb #87b6afcb
 _sent = {} # in a worker: what it was sent, read once
 
 def _unpacked(data):
@@ -300,6 +307,7 @@ def _make_many(data, rels): return [*map(_unpacked(data), rels)]
 # %% ../nbs/lib/crappify.ipynb #f9687545
 _soon = 5 # seconds of work for which no worker is started
 
+# %% ../nbs/lib/crappify.ipynb #f62655a8
 def _results(one, batches, n):
     "What becomes of the files, a batch at a time: here, and by n workers where there is work for seconds"
     start, data, n = time.perf_counter(), None, 1 if current_process().daemon else n
@@ -349,6 +357,7 @@ def _to_do(run):
         elif why := may_write(made.folder/name, run.inputs, made.ours(name)): run.left_out(o, why)
         else: yield o
 
+# %% ../nbs/lib/crappify.ipynb #489c1b9b
 _no_space = errno.ENOSPC, errno.EDQUOT, errno.EROFS # no matter of one name: they end the run
 
 def _settle(run, o):
@@ -433,6 +442,7 @@ class Crappify(Transform):
         im = open_rgb(x, smallest=self.smallest)
         return PILImage.create(np.asarray(_checked(self.fn, self.fn(im, rng_for(seed, key)))))
 
+# %% ../nbs/lib/crappify.ipynb #34f7b6e5
 def crappy_block(
     fn, path=None, seed:int=0 # see `Crappify`
 ): # a fastai TransformBlock

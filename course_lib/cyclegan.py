@@ -17,15 +17,17 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torchvision.utils import save_image
 from fastai.vision.all import master_bar, progress_bar
+
+# %% ../nbs/07_cyclegan.ipynb #48b121fb
 from .checkpoints import load_checkpoint, save_checkpoint
 from .core import CourseError, course_device, runs_home, seed_everything
 from .data import get_data, known_images
-from .tensors import image_cache
 from .files import atomic_path
 from .metrics import cycle_metrics
 from .models import check_finite, half_dtype, memory_layout
 from .pictures import open_rgb
 from .processes import joined_processes, process_rank, share_gradients
+from .tensors import image_cache
 
 # %% ../nbs/07_cyclegan.ipynb #e59d688a
 def side_pictures(path, split, side, load): # folder; `train`; `A` or `B`; pixels
@@ -271,6 +273,7 @@ def cycle_strips(gan, a, b) -> list: # a `CycleGAN`; pictures of both kinds (n, 
     rows = zip(a, fake_b, gan.to_a(fake_b), b, fake_a, gan.to_b(fake_a))
     return [o.float().cpu() for row in rows for o in row]
 
+# %% ../nbs/07_cyclegan.ipynb #fdc8de8d
 def save_strips(pics:list, file): # what `cycle_strips` gave; a PNG
     "The strips as one picture, six in a row"
     pics = [(o+1)/2 for o in pics]

@@ -11,6 +11,7 @@ from .show import colors
 # %% ../nbs/lib/diagrams.ipynb #132718ca
 layer_colors = dict(i_h=colors[2], h_h=colors[1], h_o=colors[0])
 
+# %% ../nbs/lib/diagrams.ipynb #e626c78b
 def _shape(ax, kind, x, y, text=''):
     import matplotlib.patches as mp
     if kind == 'input': made = mp.Rectangle((x-.2, y-.17), .4, .34)
@@ -25,6 +26,7 @@ def _arrow(ax, a, b, layer):
     how = dict(arrowstyle='-|>', lw=2, color=layer_colors[layer], shrinkA=13, shrinkB=13)
     ax.annotate('', b, a, zorder=1, arrowprops=how)
 
+# %% ../nbs/lib/diagrams.ipynb #d1c4d114
 def _self_arrow(ax, x, y, layer): # out of a circle's left side and back into it
     import matplotlib.patches as mp
     from matplotlib.path import Path as Line

@@ -71,10 +71,11 @@ def check_folder(
 # %% ../nbs/lib/files.ipynb #a5b8288f
 def _digest(data): return hashlib.sha256(data).hexdigest()[:16]
 
+# %% ../nbs/lib/files.ipynb #3e546a90
 class MadeHere:
     "The files that the course made in a folder: their names, their checksums, and what they were made from"
     def __init__(self,
-        folder:str|Path,                    # it need not be there yet
+        folder:str|Path,                    # may not be there yet
         list_file:str='.course_made.jsonl', # below the folder
         **kwargs                            # how files are written, see `atomic_path`
     ):
@@ -160,6 +161,7 @@ _no_code = """__dict__ __weakref__ __doc__ __module__ __annotations__ __firstlin
 
 def _contents(cls): return [(k, v) for k,v in vars(cls).items() if k not in _no_code]
 
+# %% ../nbs/lib/files.ipynb #b00c7708
 def _parts(o): # what makes a thing of code what it is; None for data
     mod = (o.__name__ if isinstance(o, types.ModuleType) else getattr(o, '__module__', None)) or ''
     top, held = sys.modules.get(mod.partition('.')[0]), [*(getattr(o, '__closure__', None) or ())]

@@ -131,6 +131,7 @@ def _check_size(im, most):
     if im.width*im.height <= most: return
     raise Image.DecompressionBombError(f'{im.width:,}×{im.height:,} pixels are too many')
 
+# %% ../nbs/lib/pictures.ipynb #36061274
 def _read(im, smallest, longest, most):
     "Look at a picture's size, then decode it: the picture in RGB, a note, what was left out"
     _check_size(im, math.inf)
@@ -143,6 +144,7 @@ def _read(im, smallest, longest, most):
     if res is im: res = im.copy()
     return res, note, {'drafted': (h, w, n) if lies > 4 else (w, h, n)} if n > 1 else {}
 
+# %% ../nbs/lib/pictures.ipynb #ba04be5b
 def _read_upright(im, most): # a picture's numbers as they are, set upright
     _check_size(im, most)
     im.load()
@@ -178,6 +180,7 @@ def open_photo(
     res.info = info
     return res, note
 
+# %% ../nbs/lib/pictures.ipynb #be3e4932
 def open_mask(
     path # a file
 ) -> Image.Image: # in the file's own mode
@@ -242,10 +245,12 @@ def crappy_name(
     "The relative path of the crappy version"
     return rel if rel.lower().endswith(('.jpg', '.jpeg', '.png')) else rel + '.png'
 
+# %% ../nbs/lib/pictures.ipynb #aab9c3b0
 def _untouched(im, data):
     "Is a picture still what these bytes decode to? One that nobody has looked at yet is"
     return bool(getattr(im, 'tile', None)) or im.tobytes() == Image.open(io.BytesIO(data)).tobytes()
 
+# %% ../nbs/lib/pictures.ipynb #863eefa8
 def file_bytes(
     im,      # PIL image in RGB
     name:str # of the file
@@ -282,6 +287,7 @@ def legible(
     "A name that can be shown anywhere, though it is not in UTF-8"
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
+# %% ../nbs/lib/pictures.ipynb #9a347513
 class Report:
     "What a run over a folder did: `made`, `kept` from before, and `notes` (file, what it is, what was done)"
     head = ['what it is', 'what was done', 'files', 'such as']

@@ -17,6 +17,9 @@ from fastai.vision.all import (AttrDict, DataLoaders, Dihedral, IntToFloatTensor
     TensorImage, imagenet_stats)
 from PIL import Image
 from torch import nn
+from .show import shows_progress
+
+# %% ../nbs/05b_any_photograph.ipynb #b3083bf8
 from .core import CourseError, course_device, device_name, seed_everything, tell_path
 from .crappify import crappify_photo, parse_steps
 from .feature_loss import restorer
@@ -29,7 +32,7 @@ from .pairs import on_normalised
 from course_lib.pictures import (crappy_name, file_bytes, file_ids, files_in, may_write, open_photo, Report,
     why_unreadable)
 from .resnet import course_learner
-from .show import md_rows, shows_progress
+from .show import md_rows
 from .samples.photos import cut_patches, photo_sources
 from .unet import SelfAttention, layer_shapes, small_encoder
 
@@ -158,6 +161,7 @@ def _one_file(model, src, name, kwargs):
     except (OSError, ValueError) as e: # more pixels than a JPEG holds, say
         return None, (f'the result cannot be written as {Path(name).suffix} ({e})', 'left out')
 
+# %% ../nbs/05b_any_photograph.ipynb #9e193b3a
 def _why_not(e, out):
     "Why a file has no result; raises `CourseError` where no other one can have one either"
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -189,6 +193,7 @@ def restore_files(
         else: seen |= file_ids([out/rel])
     return rep
 
+# %% ../nbs/05b_any_photograph.ipynb #9cd770c9
 def _watched(jobs, shown):
     "A progress bar, where somebody watches"
     if not (shown and len(jobs) > 1 and shows_progress()): return jobs
@@ -252,11 +257,13 @@ box_trials = { # what a network is tried on: name → damage
     'blur (1.2 pixels)': 'gaussian_blur(1.2)', 'writing': 'text(.1)',
     'the mixture it trained on': box_settings.damage}
 
+# %% ../nbs/05b_any_photograph.ipynb #3a66d641
 def _together(pics, ims):
     "PSNR of many pictures, from the mean of their squared errors; 99 where there are none"
     error = np.mean([10**(-psnr(a, b)/10) for a,b in zip(pics, ims)])
     return round(float(min(99., -10*np.log10(max(error, 1e-12)))), 2)
 
+# %% ../nbs/05b_any_photograph.ipynb #03b1a5ba
 def try_box(
     model, size:int=128, seed:int=42 # see `restore_photo`; side of the held-out squares; of the damage
 ) -> dict: # name of the trial → (PSNR of the damaged squares, of the restored ones); 99 for equal pictures
@@ -270,6 +277,7 @@ def try_box(
 # %% ../nbs/05b_any_photograph.ipynb #7d725aa4
 _card_title = '# The model in the box'
 
+# %% ../nbs/05b_any_photograph.ipynb #0d7183cc
 def box_card(about, file) -> str: # what `read_weights` tells; the weights → markdown
     "The card that lies beside the weights"
     how, figures, mb = about.settings, about.figures, file.stat().st_size/1e6
@@ -317,6 +325,7 @@ def _check_box(out):
     if card in there and not ours:
         raise CourseError(f'{tell_path(card)}: the card would take its place. Choose another name with --out')
 
+# %% ../nbs/05b_any_photograph.ipynb #efcdb384
 def train_box(
     out=None, workers:int=0, # file for the weights (None: the course's); processes that damage squares
     **changed                # other settings than `box_settings`

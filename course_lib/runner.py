@@ -11,6 +11,7 @@ __all__ = ['cell_minutes', 'notebooks', 'full_name', 'find_notebook', 'lesson_no
 import atexit, base64, json, linecache, mimetypes, os, re, shutil, signal, sys, tempfile, textwrap, threading
 import time
 from contextlib import chdir, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from traceback import extract_tb
@@ -101,6 +102,7 @@ def _kernel_files():
     with tempfile.TemporaryDirectory(dir=homes[0] if homes else None, ignore_cleanup_errors=True) as d:
         yield {'connection_file': f'{d}/k.json', **({'transport': 'ipc', 'ip': f'{d}/k'} if homes else {})}
 
+# %% ../nbs/lib/runner.ipynb #721abcba
 def execute(nb, folder:Path, env:dict, # notebook (nbformat), its kernel's folder and environment
     each=None,         # called with (index of the cell, number of cells) before each cell
     minutes:float=None # that a cell may take; None: as long as it likes
@@ -138,6 +140,7 @@ def _offline_markdown(folder):
             return super().image(text, url, title)
     return lambda s: MarkdownWithMath(renderer=Offline(escape=False, exclude_anchor_links=True)).render(s)
 
+# %% ../nbs/lib/runner.ipynb #d1c20c68
 def page_of(nb, name:str, folder:Path) -> str: # notebook (nbformat), title, where relative links begin
     "HTML that can be opened without Jupyter and without a network"
     from nbconvert import HTMLExporter
@@ -172,13 +175,25 @@ def _write_copy(nb, name, path, out):
     else: made.put(f'{stem}.html', page.encode('utf-8', 'backslashreplace'))
     return said
 
+# %% ../nbs/lib/runner.ipynb #5da8cdff
+def _why_not(e, nb, i, minutes): # what `execute` raised, in which cell; what a cell may take
+    "How a notebook has ended that did not reach its end: status, explanation"
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    if isinstance(e, CellExecutionError): return 'failed', explain_error(i+1, nb.cells[i])
+    if isinstance(e, DeadKernelError):
+        return 'died', f'cell {i+1}: the kernel died (out of memory, most often). Lower bs in settings.ini'
+    if isinstance(e, CellTimeoutError):
+        said = f'cell {i+1}: not done after {minutes:g} minutes. Lower the sizes in settings.ini'
+        return 'failed', said
+    return 'failed', f'{type(e).__name__}: {e}' # no kernel, say
+
+# %% ../nbs/lib/runner.ipynb #54731fbc
 def run_one(path:Path, profile:str, out:Path, # notebook, `sample` or `full`, the run's folder
     line:LiveLine,# where progress is shown
     threads:int=0 # see `kernel_env`
 ) -> dict:        # lesson, status, seconds, headline, said (lines), nb
     "Execute one notebook and write what came out, also when it fails half-way"
     import nbformat
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     nb, name, i = nbformat.read(path, as_version=4), full_name(path), 0
     t0, minutes = time.time(), cell_minutes if profile == 'sample' else None
     def each(index, n):
@@ -187,14 +202,7 @@ def run_one(path:Path, profile:str, out:Path, # notebook, `sample` or `full`, th
         line.show(f'{name} {i+1}/{n}', name)
     line.show(f'{name} starts', name)
     try: execute(nb, path.parent, kernel_env(profile, out, threads), each, minutes)
-    except CellExecutionError: status, said = 'failed', explain_error(i+1, nb.cells[i])
-    except DeadKernelError:
-        status = 'died'
-        said = f'cell {i+1}: the kernel died (out of memory, most often). Lower bs in settings.ini'
-    except CellTimeoutError:
-        status = 'failed'
-        said = f'cell {i+1}: not done after {minutes:g} minutes. Lower the sizes in settings.ini'
-    except Exception as e: status, said = 'failed', f'{type(e).__name__}: {e}' # no kernel, say
+    except Exception as e: status, said = _why_not(e, nb, i, minutes)
     else: status, said = 'ok', ''
     if _stop.is_set(): raise KeyboardInterrupt # its kernel was ended
     said = [*filter(None, [said]), *_write_copy(nb, name.replace('/', '-'), path, out)]
@@ -237,6 +245,7 @@ def _noting_ctrl_c():
     finally:
         if hears: signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# %% ../nbs/lib/runner.ipynb #d251a041
 def _end_kernels(workers, seconds=10):
     "Kill all kernels with what they have started, and wait until their threads notice, but not for ever"
     end = time.time()+seconds
@@ -248,6 +257,29 @@ def _end_kernels(workers, seconds=10):
         time.sleep(.2)
     for o in [*_running]: atexit.unregister(o._cleanup_kernel) # it would wait as well
 
+# %% ../nbs/lib/runner.ipynb #75ccdfa9
+def _work(todo, run, out, errors, line):
+    "What each thread does: take lessons from the one iterator until it is empty, or no other shall begin"
+    for p in todo:
+        if _stop.is_set() or errors: return
+        name = full_name(p)
+        try: run(p)
+        except KeyboardInterrupt: line.done(f'{name}  stopped', name)
+        except OSError as e:
+            errors.append(e)
+            line.done(why_unwritable(out, e, '--out or COURSE_RUNS'), name)
+        except Exception as e:
+            errors.append(e)
+            line.done(f'{name}  {type(e).__name__}', name)
+
+# %% ../nbs/lib/runner.ipynb #181a55a0
+def _in_threads(work, n):
+    "Work in n threads, until all have ended or Ctrl-C was pressed"
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(n)]
+    for o in workers: o.start()
+    while any(o.is_alive() for o in workers) and not _stop.wait(.1): pass
+    if _stop.is_set(): _end_kernels(workers)
+
 # %% ../nbs/lib/runner.ipynb #36dbe70b
 def run_lessons(todo:list, profile:str, out:Path, # notebooks, `sample` or `full`, the run's folder
     jobs:int, threads:int=0, # how many at the same time, see `side_by_side`
@@ -255,28 +287,14 @@ def run_lessons(todo:list, profile:str, out:Path, # notebooks, `sample` or `full
 ) -> tuple[list, list, bool]: # results of `run_one` in the order of `todo`; errors elsewhere; was it stopped?
     "Run lessons side by side; after Ctrl-C, or where nothing can be written, no other begins"
     line, done, errors = LiveLine(), {}, []
-    def work():
-        for p in left:
-            if _stop.is_set() or errors: return
-            name = full_name(p)
-            try:
-                done[p] = o = run_one(p, profile, out, line, threads)
-                if each and o['status'] == 'ok': each(p, o['nb'])
-                told = f"{name}  {o['status']}  {o['seconds']:.0f} s  {o['headline']}"
-                line.done('\n'.join([told, *o['said']]), name)
-            except KeyboardInterrupt: line.done(f'{name}  stopped', name)
-            except OSError as e:
-                errors.append(e)
-                line.done(why_unwritable(out, e, '--out or COURSE_RUNS'), name)
-            except Exception as e:
-                errors.append(e)
-                line.done(f'{name}  {type(e).__name__}', name)
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
+    def run(p):
+        done[p] = o = run_one(p, profile, out, line, threads)
+        if each and o['status'] == 'ok': each(p, o['nb'])
+        told = f"{full_name(p)}  {o['status']}  {o['seconds']:.0f} s  {o['headline']}"
+        line.done('\n'.join([told, *o['said']]), full_name(p))
     with _noting_ctrl_c():
         left = iter(longest_first(todo, profile)) # all threads take from it
-        for o in workers: o.start()
-        while any(o.is_alive() for o in workers) and not _stop.wait(.1): pass
-        if _stop.is_set(): _end_kernels(workers)
+        _in_threads(partial(_work, left, run, out, errors, line), jobs)
     return [done[p] for p in todo if p in done], errors, _stop.is_set()
 
 # %% ../nbs/lib/runner.ipynb #7d96e7ae

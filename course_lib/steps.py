@@ -55,10 +55,12 @@ class Strength:
         lo, hi = (repr(o).removesuffix('.0') for o in v)
         return lo if lo == hi else f'{lo}, {hi}' if bare else f'({lo}, {hi})'
 
+# %% ../nbs/lib/steps.ipynb #16ca9296
 def span(lo, hi, default, step, unit, help):
     "Declares a strength that is a range of numbers, whole ones where `step` is an int"
     return Strength(default if isinstance(default, tuple) else (default,)*2, lo, hi, step, unit, help)
 
+# %% ../nbs/lib/steps.ipynb #6a81f454
 def choice(options, help):
     "Declares a strength that is one of some words, or on or off; the first is the usual one"
     return Strength(options[0], help=help, options=tuple(options))
@@ -70,6 +72,7 @@ def fn_name(fn): # a step, or any function of a picture and random numbers
     "What a crappifier is called, in messages and in code"
     return getattr(fn, '__name__', None) or repr(fn)
 
+# %% ../nbs/lib/steps.ipynb #81af6169
 class Step:
     "A crappifier with strengths: immutable, and its repr is the code that makes it"
     fn, params, group, children = None, {}, '', ()
@@ -96,6 +99,7 @@ def _bound(cls, args, kwargs):
         try: yield k, p.value(given.get(k, p.default))
         except ValueError as e: raise CourseError(f'{name}: {k} = {given[k]!r}: expected {e}') from None
 
+# %% ../nbs/lib/steps.ipynb #69692bd1
 def step(
     group:str # geometry, compression, blur, noise, colour, old print or overlay
 ): # a decorator for a function (picture, rng, …) whose defaults are `span` or `choice`
@@ -134,6 +138,7 @@ def jpeg_bytes(im, quality:int) -> bytes: # a PIL image in RGB; 1 to 100
     im.save(f, 'JPEG', quality=quality)
     return f.getvalue()
 
+# %% ../nbs/lib/steps.ipynb #2556cad5
 _font = lru_cache(64)(ImageFont.load_default)
 
 @step('compression')
@@ -185,16 +190,19 @@ def _arr(im): return np.asarray(im, dtype=np.float32)
 def _img(a): return Image.fromarray(np.rint(a).clip(0, 255).astype(np.uint8))
 def _grey(a): return a @ np.array([.299, .587, .114], np.float32)
 
+# %% ../nbs/lib/steps.ipynb #ca30bf93
 @step('colour')
 def greyscale(im, rng): # a PIL picture; random numbers, not used
     "No colours: what was there has to be guessed from what things are"
     return im.convert('L').convert('RGB')
 
+# %% ../nbs/lib/steps.ipynb #58f49732
 @step('colour')
 def banding(im, rng, levels=span(2, 64, (6, 14), 1, '', 'tones that are left of each colour')):
     "Few tones: smooth skies fall into steps"
     return _img(np.rint(_arr(im)/255*(levels-1))*255/(levels-1))
 
+# %% ../nbs/lib/steps.ipynb #e6765f70
 @step('colour')
 def faded(im, rng, strength=span(0, 1, (.3, .7), .05, 'share', 'of contrast and colour that is gone'),
     yellow=span(0, 1, (.2, .6), .05, 'share', 'how yellow the paper has become')):
@@ -259,11 +267,13 @@ def _spread(a, kernel): # convolve every channel, edges continued
     share = (kernel/kernel.sum()).astype(np.float32)[...,None]
     return fftconvolve(padded, share, 'valid', axes=(0, 1))
 
+# %% ../nbs/lib/steps.ipynb #7cae0754
 @step('blur')
 def gaussian_blur(im, rng, sigma=span(0, 12, (.5, 2), .1, 'px', 'width of the bell that a point becomes')):
     "Softly out of focus: every point becomes a bell"
     return im.filter(ImageFilter.GaussianBlur(sigma))
 
+# %% ../nbs/lib/steps.ipynb #59c7b39a
 @step('blur')
 def defocus(im, rng, radius=span(0, 12, (1, 4), .1, 'px', 'of the disc that a point becomes')):
     "A lens out of focus: every point becomes a disc"
@@ -271,6 +281,7 @@ def defocus(im, rng, radius=span(0, 12, (1, 4), .1, 'px', 'of the disc that a po
     ys, xs = np.mgrid[-n:n+1, -n:n+1]
     return _img(_spread(_arr(im), (radius+.5-np.hypot(ys, xs)).clip(0, 1)))
 
+# %% ../nbs/lib/steps.ipynb #cce1a60b
 @step('blur')
 def motion_blur(im, rng, length=span(1, 40, (4, 14), .5, 'px', 'of the stroke that a point becomes')):
     "A moving camera: every point becomes a stroke"
@@ -286,12 +297,14 @@ def gaussian_noise(im, rng, sigma=span(0, 100, (5, 25), 1., '/255', 'spread of w
     a = _arr(im)
     return _img(a + sigma*rng.standard_normal(a.shape, dtype=np.float32))
 
+# %% ../nbs/lib/steps.ipynb #44a416f2
 @step('noise')
 def shot_noise(im, rng, photons=span(2, 1000, (20, 200), 1., '', 'that a white pixel catches')):
     "Too little light: photons come one by one"
     light = (_arr(im)/255)**2.2
     return _img((rng.poisson(light*photons)/photons).clip(0, 1)**(1/2.2)*255)
 
+# %% ../nbs/lib/steps.ipynb #113409f4
 @step('noise')
 def salt_pepper(im, rng, share=span(0, .3, (.005, .03), .005, 'share', 'of the pixels')):
     "Pixels that are stuck at white or black"
@@ -299,6 +312,7 @@ def salt_pepper(im, rng, share=span(0, .3, (.005, .03), .005, 'share', 'of the p
     a[u < share], a[u < share/2] = 255, 0
     return Image.fromarray(a)
 
+# %% ../nbs/lib/steps.ipynb #b1786887
 @step('noise')
 def film_grain(im, rng, strength=span(0, 1, (.1, .4), .05, 'share', 'how strong the grain is'),
     size=span(.5, 4, (.7, 1.5), .1, 'px', 'of a grain')):
@@ -327,14 +341,17 @@ def _hair(d, rng, x, y, unit, bright):
     way = np.cumsum(2*unit*rng.uniform(1, 3)*np.stack([np.cos(turn), np.sin(turn)], 1), 0) + [x, y]
     d.line([tuple(o) for o in way.tolist()], fill=bright, width=max(1, round(.7*unit)), joint='curve')
 
+# %% ../nbs/lib/steps.ipynb #376ba45f
 def _speck(d, rng, x, y, unit, bright):
     radii, turn = unit*rng.gamma(1.5, .9)*rng.uniform(.5, 1.4, 7), np.arange(7)*.9
     d.polygon([(x+a*math.cos(b), y+a*math.sin(b)) for a,b in zip(radii, turn)], fill=bright)
 
+# %% ../nbs/lib/steps.ipynb #87331fac
 def _specks(d, rng, im, n):
     for x,y,hair in rng.random((n, 3))*[2*im.width, 2*im.height, 1]:
         (_hair if hair < .12 else _speck)(d, rng, x, y, _unit(im), int(rng.integers(120, 256)))
 
+# %% ../nbs/lib/steps.ipynb #0dd18a13
 @step('old print')
 def dust(im, rng, n=span(0, 400, (30, 90), 1, '', 'specks and hairs'),
     colour=choice(['both', 'white', 'black'], 'of the dust')):
@@ -355,6 +372,7 @@ def _scratch(d, rng, im, upright, k=24): # a line that bends a little and is pre
     wide = [max(1, round(unit*o)) for o in rng.choice([.6, 1, 1.6], k, p=[.5, .35, .15])]
     for i in range(k-1): d.line([x[i], y[i], x[i+1], y[i+1]], fill=press[i], width=wide[i])
 
+# %% ../nbs/lib/steps.ipynb #a288dbbc
 @step('old print')
 def scratches(im, rng, n=span(0, 40, (3, 9), 1, '', 'how many'),
     direction=choice(['any', 'upright'], 'in any direction, or along the film')):
@@ -393,6 +411,7 @@ def _crease(a, rng, x0, y0, angle, strength, torn, unit):
     paper = np.array(_paper, np.float32) + (5*grain + .35*light)[:,None]
     a[iy, ix] = (a[iy, ix] + light[:,None] - rim)*(1-bare) + paper*bare
 
+# %% ../nbs/lib/steps.ipynb #5d889405
 @step('old print')
 def fold(im, rng, n=span(0, 8, (1, 2), 1, '', 'how many'),
     strength=span(0, 1, (.4, .9), .05, 'share', 'of light and shadow beside it'),
@@ -419,6 +438,7 @@ def _facets(rng, h, w, n): # light on n tilted pieces of paper (h,w), and where 
     worn = np.exp(-gap**2)*(.7*_rough(rng, h, w, 9).ravel()-.1).clip(0, 1)
     return [o.reshape(h, w).astype(np.float32) for o in (14*light + 26*groove, worn)]
 
+# %% ../nbs/lib/steps.ipynb #aedc885a
 @step('old print')
 def crinkle(im, rng, strength=span(0, 1, (.3, .8), .05, 'share', 'how deep the creases are'),
     facets=span(4, 200, (20, 60), 1, '', 'flat pieces that the paper falls into')):

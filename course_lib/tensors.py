@@ -125,7 +125,7 @@ def random_crop(
     "Pad a batch and crop it back to its size, each picture at a place of its own"
     n, c, h, w = x.shape
     if pad < 0 or mode == 'reflect' and pad >= min(h, w):
-        raise CourseError(f'random_crop: pad = {pad}, pictures of {h}×{w}. Expected 0 or more; less to reflect')
+        raise CourseError(f'random_crop: pad = {pad}, pictures {h}×{w}. Expected 0 or more; less to reflect')
     i, j = (torch.randint(2*pad+1, (n,), device=x.device) if o is None else o for o in (i, j))
     padded = _reflected(x, pad) if mode == 'reflect' else F.pad(x, (pad,)*4)
     windows = padded.unfold(2, h, 1).unfold(3, w, 1) # (n, c, 2·pad+1, 2·pad+1, h, w)

@@ -13,6 +13,8 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from fastai.vision.all import (AddMaskCodes, DataBlock, FuncSplitter, ImageBlock, IntToFloatTensor, Metric,
     Normalize, TransformBlock, aug_transforms, imagenet_stats, noop, params, sigmoid_range)
+
+# %% ../nbs/02_unet_segmentation.ipynb #694d283e
 from .core import CourseError, course_device, seed_everything
 from .data import get_data
 from .tensors import PILPhoto, TensorDL

@@ -14,13 +14,15 @@ import numpy as np, torch
 from torch import nn
 from fastai.vision.all import progress_bar
 from torchvision.transforms.functional import center_crop
+
+# %% ../nbs/06_wgan_bedrooms.ipynb #93a9a39a
 from .checkpoints import load_checkpoint, save_checkpoint
 from .core import CourseError, course_device, runs_home, seed_everything
 from .data import get_data
-from .tensors import image_cache
 from .metrics import to_bytes, to_unit
 from .models import check_finite, memory_layout
 from .pictures import open_rgb
+from .tensors import image_cache
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9ba17cc8
 def listed_pictures(
@@ -92,8 +94,7 @@ class DeconvBlock(nn.Sequential):
     "Transposed convolution, ReLU, batch norm; with stride 2 the grid is doubled"
     def __init__(self,
         ni:int, nf:int, # channels in and out
-        ks:int=4,       # side of the kernel
-        stride:int=2,   # 1 leaves the grid as it is
+        ks:int=4, stride:int=2, # side of the kernel; with 1 the grid stays as it is
         pad:int=1,      # padding that is taken away
         bn:bool=True    # end with a batch norm?
     ):

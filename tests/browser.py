@@ -49,7 +49,8 @@ def serving(home, *args, ask='/'):
     "A server started by `python -m`, with its port as the last argument, until it answers; gone in the end whatever happens"
     port = free_port()
     with open(home/'log', 'w') as log:
-        p = subprocess.Popen([sys.executable, '-m', *map(str, args), f'--port={port}'], env=server_env(home), stdout=log, stderr=subprocess.STDOUT, cwd=home, start_new_session=True)
+        p = subprocess.Popen([sys.executable, '-m', *map(str, args), f'--port={port}'], env=server_env(home), stdout=log, stderr=subprocess.STDOUT,
+            cwd=home, start_new_session=True)
     try:
         for _ in range(200):
             if p.poll() is not None: pytest.fail(f'{args[0]} did not start: ' + (home/'log').read_text()[-2000:])
@@ -102,7 +103,8 @@ def open_and_run(d, address, name, seen):
 ready = '''const w = window.jupyterapp && jupyterapp.shell.currentWidget, k = w && w.sessionContext && w.sessionContext.session?.kernel;
 return !!k && k.status == 'idle' && document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 1'''
 
-def run(d, command): return d.execute_async_script(f'const done = arguments[0]; jupyterapp.commands.execute({command!r}).then(() => done(1), e => done(String(e)))')
+def run(d, command): return d.execute_async_script(f'const done = arguments[0]; '
+    f'jupyterapp.commands.execute({command!r}).then(() => done(1), e => done(String(e)))')
 
 def until(d, what, seconds=15, why='it did not happen'):
     return WebDriverWait(d, seconds, poll_frequency=.05, ignored_exceptions=[StaleElementReferenceException]).until(lambda _: what(), why)

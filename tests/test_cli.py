@@ -69,7 +69,8 @@ while not Path("{1}").exists(): assert time.time() < end, "alone"
 def test_two_at_once(nbs, tmp_path, capsys):
     "Two lessons that wait for each other, and one that fails beside them: all end, and the table is in the order of the lessons, not of their ends"
     a, b = (str(tmp_path/o) for o in 'ab')
-    nbs(_01_waits=[meets.format(a, b, patience), meets.format(a, tmp_path/'out'/'03_waits.html', patience)], _02_fails=['1/0'], _03_waits=[meets.format(b, a, patience)])
+    nbs(_01_waits=[meets.format(a, b, patience), meets.format(a, tmp_path/'out'/'03_waits.html', patience)],
+        _02_fails=['1/0'], _03_waits=[meets.format(b, a, patience)])
     assert cli.run('03', '01', '02', profile='sample', out=str(tmp_path/'out'), jobs=3) == 1
     out = capsys.readouterr().out
     table = out[out.index('lesson '):]
@@ -87,14 +88,18 @@ def test_one_at_a_time(nbs, tmp_path):
 def test_longest_first(monkeypatch):
     "By this profile's seconds, this machine's last run counting; a lesson that nothing is known of is taken for a short one"
     run = lambda lesson, profile, seconds: dict(lesson=lesson, seconds=seconds, settings=dict(profile=profile))
-    monkeypatch.setattr(runner, 'load_results', lambda: [run('01_a', 'sample', 100), run('01_a', 'full', 9999), run('01_a', 'sample', 50), run('03_c', 'sample', 70), run('04_d', 'sample', None)])
+    monkeypatch.setattr(runner, 'load_results', lambda: [run('01_a', 'sample', 100), run('01_a', 'full', 9999),
+        run('01_a', 'sample', 50), run('03_c', 'sample', 70), run('04_d', 'sample', None)])
     assert [o.stem for o in runner.longest_first([Path(f'{o}.ipynb') for o in ('01_a', '02_b', '03_c', '04_d')], 'sample')] == ['03_c', '01_a', '02_b', '04_d']
 
 
 @pytest.mark.parametrize('cores, gb, device, profile, omp, jobs, want', [
-    (2, 9, 'cpu', 'sample', '', 0, (2, 1)), (1, 9, 'cpu', 'sample', '', 0, (1, 1)), (4, 9, 'cpu', 'sample', '', 0, (2, 2)), (16, 99, 'cpu', 'sample', '', 0, (8, 2)),
-    (16, 5, 'cpu', 'sample', '', 0, (3, 2)), (16, .1, 'cpu', 'sample', '', 0, (1, 2)), (2, 9, 'cpu', 'sample', '2', 0, (1, 2)), (2, 9, 'cpu', 'sample', '1', 0, (2, 1)),
-    (2, 9, 'cpu', 'sample', '', 1, (1, 2)), (2, .1, 'cpu', 'sample', '', 4, (4, 1)), (16, 99, 'cuda', 'sample', '', 0, (1, 0)), (16, 99, 'cuda', 'sample', '', 3, (3, 0)),
+    (2, 9, 'cpu', 'sample', '', 0, (2, 1)), (1, 9, 'cpu', 'sample', '', 0, (1, 1)), (4, 9, 'cpu', 'sample', '', 0, (2, 2)),
+    (16, 99, 'cpu', 'sample', '', 0, (8, 2)),
+    (16, 5, 'cpu', 'sample', '', 0, (3, 2)), (16, .1, 'cpu', 'sample', '', 0, (1, 2)), (2, 9, 'cpu', 'sample', '2', 0, (1, 2)),
+    (2, 9, 'cpu', 'sample', '1', 0, (2, 1)),
+    (2, 9, 'cpu', 'sample', '', 1, (1, 2)), (2, .1, 'cpu', 'sample', '', 4, (4, 1)), (16, 99, 'cuda', 'sample', '', 0, (1, 0)),
+    (16, 99, 'cuda', 'sample', '', 3, (3, 0)),
     (16, 99, 'cpu', 'full', '', 0, (1, 0)), (64, 999, 'cpu', 'sample', '', 0, (11, 2))])
 def test_side_by_side(monkeypatch, cores, gb, device, profile, omp, jobs, want):
     "Half the cores, two on two, one on a card and at full; what fits into the memory; the user's word counts"
@@ -196,9 +201,11 @@ def stop(p, pids=()):
 
 @pytest.mark.parametrize('first', ['', nbclient_hangs], ids=['as it is', 'nbclient hangs'])
 def test_ctrl_c(nbs, tmp_path, first):
-    "The table of what is finished, exit code 130, no traceback, no kernel left and nothing that it started, and no further lesson; also when the kernel's client does not come back"
+    """The table of what is finished, exit code 130, no traceback, no kernel left and nothing that it started, and no further lesson;
+    also when the kernel's client does not come back"""
     f = tmp_path/'pids'
-    nbs(_01_first=['print(1)'], _02_long=[f'{sleeper}; import os; open({str(f)!r}, "w").write(f"{{os.getpid()}} {{child.pid}}!")', 'child.wait()'], _03_last=['print(3)'])
+    nbs(_01_first=['print(1)'], _02_long=[f'{sleeper}; import os; open({str(f)!r}, "w").write(f"{{os.getpid()}} {{child.pid}}!")', 'child.wait()'],
+        _03_last=['print(3)'])
     p = start_run(tmp_path, *(['02', '03'] if first else []), '--jobs', '1', first=first)
     assert wait_for(lambda: f.exists() and f.read_text().endswith('!') or p.poll() is not None, patience)
     os.killpg(p.pid, signal.SIGINT)
@@ -255,7 +262,8 @@ pwd.getpwuid = nobody
 
 @pytest.mark.parametrize('first, env', [('', dict(MPLBACKEND='svg')), ('', dict(MPLBACKEND='Qt')), ('', dict(MPLBACKEND='agg')), (no_user, dict(HOME=None)),
     ('', dict(HOME='file')), ('', dict(TMPDIR='long')), ('', dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')),
-    ('', dict(PYTHONIOENCODING='latin-1')), ('', dict(PYTHONIOENCODING='utf-8:strict'))], ids=lambda o: ' '.join(map(str, o)) if isinstance(o, dict) else bool(o))
+    ('', dict(PYTHONIOENCODING='latin-1')), ('', dict(PYTHONIOENCODING='utf-8:strict'))],
+    ids=lambda o: ' '.join(map(str, o)) if isinstance(o, dict) else bool(o))
 def test_any_terminal_any_home(nbs, tmp_path, first, env):
     "A figure, text that the terminal cannot show, a name that is not UTF-8: the page has them, and the run says ok"
     if 'HOME' in env and env['HOME']:
@@ -290,7 +298,8 @@ def test_notebooks_in_folders(nbs):
     "A notebook in a folder is found by its own name or the folder's; a lesson's number means the lesson, and hidden copies are nobody's"
     path = nbs(_01_any=['print(1)'])/'nbs'
     for o in ('answers/01_any', 'samples/toys', '.ipynb_checkpoints/02_old'): write_nb(path/f'{o}.ipynb', 'print(2)')
-    meant = {'01': '01_any', '1': '01_any', '01_any': '01_any', 'toys': 'samples/toys', 'samples/toys': 'samples/toys', **dict.fromkeys(('answers/01', 'answers/01_any'), 'answers/01_any')}
+    meant = {'01': '01_any', '1': '01_any', '01_any': '01_any', 'toys': 'samples/toys', 'samples/toys': 'samples/toys',
+        **dict.fromkeys(('answers/01', 'answers/01_any'), 'answers/01_any')}
     assert {o: runner.full_name(runner.find_notebook(o)) for o in meant} == meant
     for o in ('02', 'answers/toys', ''):
         with pytest.raises(CourseError, match='no notebook'): runner.find_notebook(o)
@@ -332,7 +341,8 @@ def test_run_leaves_what_is_not_ours(nbs, tmp_path, capsys):
     (tmp_path/'out'/'01_any.ipynb').write_text(nb)
     assert cli.run('01', profile='sample', out=str(tmp_path/'out')) == 0
     assert (tmp_path/'out'/'01_any.ipynb').read_text() == nb and (tmp_path/'out'/'02_other.html').read_text() == 'my page'
-    assert {o.name for o in (tmp_path/'out').glob('[!.]*')} == {'01_any.ipynb', '01_any.html', '01_any-2.ipynb', '01_any-2.html', '02_other.html', '02_other-2.ipynb', '02_other-2.html'}
+    assert {o.name for o in (tmp_path/'out').glob('[!.]*')} == {'01_any.ipynb', '01_any.html', '01_any-2.ipynb', '01_any-2.html',
+        '02_other.html', '02_other-2.ipynb', '02_other-2.html'}
 
 
 def test_run_into_the_notebooks(nbs, tmp_path):
@@ -462,7 +472,8 @@ def own_cells(clone, course, python):
     "A clone with one cell in its answers' notebook: `own_cells(cell, *args)` runs `course answers 01` in a process of its own, from another folder"
     def _f(cell, *args, run=python):
         write_nb(clone/'nbs'/'answers'/'01_mnist_resnet.ipynb', 'one = 1', cell)
-        code = f'import sys; from pathlib import Path; from course_lib import cli, core, results, runner\nfor o in (cli, core, results, runner): o.clone_root = lambda: Path({str(clone)!r})\ncli.course()'
+        code = ('import sys; from pathlib import Path; from course_lib import cli, core, results, runner\n'
+                f'for o in (cli, core, results, runner): o.clone_root = lambda: Path({str(clone)!r})\ncli.course()')
         return run(code, 'answers', '01', *args)
     return _f
 
@@ -505,7 +516,8 @@ def test_an_error_in_the_answers(own_cells, one_line):
 
 def test_ctrl_c_in_the_answers(own_cells, tmp_path):
     "No traceback, and the exit code that shells expect"
-    def begin(code, *args): return subprocess.Popen([sys.executable, '-c', 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'+code, *args], text=True,
+    hear = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+    def begin(code, *args): return subprocess.Popen([sys.executable, '-c', hear+code, *args], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     p = own_cells(f'import time; open({str(tmp_path/"begun")!r}, "w"); time.sleep(1000)', '--profile', 'sample', run=begin)
     assert wait_for(lambda: (tmp_path/'begun').exists() or p.poll() is not None, patience)
@@ -574,8 +586,10 @@ def test_crappify_a_broken_file(course, photos, tmp_path):
     assert res.returncode == 1 and '2 made' in res.stdout and '2.jpg' in res.stdout and 'Traceback' not in res.stderr
 
 
-@pytest.mark.parametrize('args, said', [(['photos', 'out', '--steps', 'jepg(3)'], "character 1: there is no step 'jepg'"), (['photos', 'out', '--steps', 'mine'], "no crappifier 'mine'"),
-    (['nowhere', 'out'], 'no such folder'), (['photos', 'photos'], 'lie in it'), (['photos', 'out', '--workers', '-1'], 'workers = -1'), (['photos', 'out', '--steps', 'jpeg(10'], 'never closed')])
+@pytest.mark.parametrize('args, said', [(['photos', 'out', '--steps', 'jepg(3)'], "character 1: there is no step 'jepg'"),
+    (['photos', 'out', '--steps', 'mine'], "no crappifier 'mine'"),
+    (['nowhere', 'out'], 'no such folder'), (['photos', 'photos'], 'lie in it'), (['photos', 'out', '--workers', '-1'], 'workers = -1'),
+    (['photos', 'out', '--steps', 'jpeg(10'], 'never closed')])
 def test_crappify_errors(course, one_line, photos, args, said): assert said in one_line(course('crappify', *args))
 
 

@@ -101,7 +101,8 @@ def test_looking_leaves_the_test_pictures_alone(path, tmp_path, monkeypatch):
 
 def test_parts_share_no_picture(path):
     "Training, choosing and reporting are done on different scenes"
-    parts = [{Image.open(f).tobytes() for side in 'AB' for top in (path, path/'truth') for f in (top/f'{o}{side}').iterdir()} for o in ('train', 'valid', 'test')]
+    parts = [{Image.open(f).tobytes() for side in 'AB' for top in (path, path/'truth') for f in (top/f'{o}{side}').iterdir()}
+        for o in ('train', 'valid', 'test')]
     assert sum(map(len, parts)) == len(set.union(*parts)) and min(map(len, parts)) == 8
 
 
@@ -218,7 +219,8 @@ def test_resumed_is_never_stopped(path, tmp_path, monkeypatch, stop):
     assert same_nets(second, whole)
     for a,b in zip((second.opt_g, second.opt_d), (whole.opt_g, whole.opt_d)):
         for p,q in zip(a.state_dict()['state'].values(), b.state_dict()['state'].values()): assert all(torch.equal(p[k], q[k]) for k in p)
-    for p,q in zip(second.pools, whole.pools): assert all(torch.equal(x, y) for x,y in zip(p.kept, q.kept)) and torch.equal(p.rng.get_state(), q.rng.get_state())
+    for p,q in zip(second.pools, whole.pools):
+        assert all(torch.equal(x, y) for x,y in zip(p.kept, q.kept)) and torch.equal(p.rng.get_state(), q.rng.get_state())
 
 
 def test_without_the_pools_it_would_differ(path, tmp_path, monkeypatch):
@@ -341,7 +343,8 @@ with joined_processes() as (rank, world):
 def test_two_processes_have_one_gradient(path, tmp_path):
     "torchrun, two processes with a pair each, against one with both pairs"
     (tmp_path/'go.py').write_text(in_a_process)
-    run = lambda *cmd: subprocess.run([sys.executable, *map(str, cmd)], capture_output=True, text=True, timeout=patience, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    run = lambda *cmd: subprocess.run([sys.executable, *map(str, cmd)], capture_output=True, text=True, timeout=patience, cwd=tmp_path,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
     res = run('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, 'go.py', path, tmp_path/'two', 1), run('go.py', path, tmp_path/'one', 2)
     for o in res: assert o.returncode == 0, o.stderr[-2000:]
     one, left, right = (torch.load(tmp_path/f'{o}.pt') for o in ('one-0', 'two-0', 'two-1'))

@@ -10,19 +10,20 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
-from course_lib import core, cyclegan, darknet, fairness, feature_loss, gan, harmonize, kept_weights, metrics, models, pairs, phases, pointer, processes, resnet, restore, rnn, show, style, unet, wgan
+from course_lib import (core, cyclegan, darknet, fairness, feature_loss, gan, harmonize, kept_weights, metrics,
+    models, pairs, phases, pointer, processes, resnet, restore, rnn, show, style, unet, wgan)
 from course_lib import tensors as cached
 from course_lib.apps import style_files
 from course_lib.core import lesson_settings, lessons
 from course_lib.unet import small_encoder
 
-named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|^(show|draw|plot)_', re.I)
+named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|variation|distance|confusion|_step$|step_|learner$|segmenter|'
+    r'^(show|draw|plot)_', re.I)
 draws = re.compile(r'show_grid\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
-    'fairness.error_rates', 'runner.run_cells',
-    'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores', 'phases.phases_step', 'restore.grid_step',
-    'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at', 'runner.explain_error', 'diagrams.draw_unrolled',
-    'diagrams.draw_loop', 'diagrams.draw_both', 'show.as_jpeg', 'show.beside'}
+    'fairness.error_rates', 'runner.run_cells', 'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores',
+    'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
+    'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'show.as_jpeg', 'show.beside'}
 
 
 def public():
@@ -198,11 +199,13 @@ steps = {
     'gan.generator_step': lambda: gan.generator_step(g := generator(), critic(), adam(g), pics(2,3,64,64), pics(2,3,64,64)),
     'feature_loss.feature_learner': lambda: learns(feature_loss.feature_learner(dls(pics(2,3,32,32), pics(2,3,32,32)), generator(),
         features(models.half_dtype(cuda)))),
-    'wgan.wgan_critic_step': lambda: wgan.wgan_critic_step(there(wgan.DCGAN_G(16, 5, 3, 4)), c := there(wgan.DCGAN_D(16, 3, 4)), adam(c), pics(2,3,16,16), pics(2,5,1,1)),
+    'wgan.wgan_critic_step': lambda: wgan.wgan_critic_step(there(wgan.DCGAN_G(16, 5, 3, 4)), c := there(wgan.DCGAN_D(16, 3, 4)),
+        adam(c), pics(2,3,16,16), pics(2,5,1,1)),
     'wgan.wgan_gen_step': lambda: wgan.wgan_gen_step(g := there(wgan.DCGAN_G(16, 5, 3, 4)), there(wgan.DCGAN_D(16, 3, 4)), adam(g), pics(2,5,1,1)),
     'wgan.WGAN': lambda: wgan.fit_wgan(a_wgan(), 2, quiet=True),
     'cyclegan.CycleGAN': lambda: a_cyclegan().F(pics(1,3,32,32)),
-    'style.optimise': lambda: style.optimise(style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1, half=models.half_dtype(cuda)), style.FourierCanvas(pics(1,3,32,32)), 2, opt=torch.optim.Adam)[0],
+    'style.optimise': lambda: style.optimise(style.transfer_loss(plain(), pics(1,3,32,32), pics(1,3,32,32), 1, half=models.half_dtype(cuda)),
+        style.FourierCanvas(pics(1,3,32,32)), 2, opt=torch.optim.Adam)[0],
     'harmonize.first_pass': lambda: harmonize.nearest_places(pics(1,4,6,6), pics(1,4,6,6), pics(36) > .5),
     'harmonize.style_at': lambda: harmonize.style_at(pics(1,4,6,6), ids(36), pics(36) > .5, 1.)(pics(1,4,6,6).requires_grad_()),
     'rnn.words_learner': lambda: learns(rnn.words_learner(dls(ids(4,6), ids(4,6)), rnn.Model5(9, 8))),

@@ -235,7 +235,8 @@ def is_class(cell): # and nothing else: it cannot be cut
 
 @each_nb
 def test_short_cells(path):
-    "No cell has more than 25 lines, a class of the machinery excepted; nine in ten have at most 10 in a lesson and 15 elsewhere (empty lines and directives not counted)"
+    """No cell has more than 25 lines, a class of the machinery excepted; nine in ten have at most 10 in a lesson and 15 elsewhere
+    (empty lines and directives not counted)"""
     nb = read(path)
     lines, machinery = lengths(nb), path.parent.name in ('lib', 'apps', 'samples')
     cut = [n for n,c in zip(lines, code_cells(nb)) if not (machinery and is_class(c))]
@@ -244,7 +245,8 @@ def test_short_cells(path):
 
 @each_module
 def test_shadows_nothing_of_fastai(mod):
-    "No public name of ours hides one that `from fastai.vision.all import *` brings, but where a lesson builds that very thing; the command line's functions are its commands"
+    """No public name of ours hides one that `from fastai.vision.all import *` brings, but where a lesson builds that very thing;
+    the command line's functions are its commands"""
     import fastai.vision.all as fastai_names
     if kind_of(mod) != 'nbs' and mod != 'cli': assert not public(mod) & {o for o in vars(fastai_names) if o[0] != '_'}
 

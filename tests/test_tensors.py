@@ -173,7 +173,8 @@ def test_edited_class_in_another_process(pics, tmp_path, python):
 def test_openers_of_the_lessons_have_one_key_in_every_process(python):
     "And so have functions, methods, partials and classes of libraries: else caches would be built for every run"
     code = ("from functools import partial; from course_lib.files import code_key; from course_lib import gan, pairs, wgan; from fastai.vision.all import *\n"
-            "print([code_key(o) for o in (pairs.SquarePhoto.create, wgan.open_square, PILMask.create, PILImage.create, partial(PILImage.create, mode='L'), gan.InputUnet)])")
+            "print([code_key(o) for o in (pairs.SquarePhoto.create, wgan.open_square, PILMask.create, PILImage.create, "
+            "partial(PILImage.create, mode='L'), gan.InputUnet)])")
     one, two = (python(code, PYTHONHASHSEED=o).stdout.splitlines()[-1] for o in '12')
     assert one == two and len(set(eval(one))) == 6
 

@@ -11,8 +11,8 @@ from course_lib.core import AttrDict, CourseError, lesson_settings, runs_home
 from course_lib.data import count_files, get_data, list_files
 from course_lib import wgan
 from course_lib.checkpoints import load_checkpoint, save_checkpoint
-from course_lib.metrics import (closest_pairs, corrupted, corruptions, kernel_distance, nearest_pictures, net_features, normal_pictures, set_metrics, set_spread,
-    to_bytes, to_unit, train_feature_net)
+from course_lib.metrics import (closest_pairs, corrupted, corruptions, kernel_distance, nearest_pictures, net_features, normal_pictures, set_metrics,
+    set_spread, to_bytes, to_unit, train_feature_net)
 from course_lib.wgan import (DCGAN_D, DCGAN_G, WGAN, bedroom_tensors, fit_wgan, generate, generator_sizes, halvings, listed_pictures, make_pair, noise,
     open_square, train, wgan_critic_step, wgan_gen_step, wgan_state)
 

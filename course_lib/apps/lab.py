@@ -38,11 +38,13 @@ def facts(before, after): # PIL pictures, whole and damaged
     size = f'{after.width} × {after.height} px · file {kb:.1f} kB · '
     return size + (f'PSNR {db:.1f} dB' if db < 99 else 'unchanged')
 
+# %% ../../nbs/apps/crappify_lab.ipynb #8873f9c2
 def shown_bytes(before, after): # PIL pictures, whole and damaged → a JPEG file of the size of the first
     "A damaged picture as it is sent to the browser"
     small = after.width*2 <= before.width
     return jpeg_bytes(after.resize(before.size, Image.Resampling.NEAREST) if small else after, 90)
 
+# %% ../../nbs/apps/crappify_lab.ipynb #909df8f1
 class BeforeAfter:
     "Two pictures side by side, and a line under them"
     def __init__(self):
@@ -63,6 +65,7 @@ def watched() -> bool:
     kernel = getattr(get_ipython(), 'kernel', None)
     return bool(kernel and kernel.get_parent().get('content', {}).get('allow_stdin'))
 
+# %% ../../nbs/apps/crappify_lab.ipynb #c3a1f5c6
 class CrappifyLab:
     "A panel for designing damage; on a page, a picture of it. `CourseError` without a photograph"
     def __init__(self,
@@ -121,37 +124,56 @@ def control(name, p, value) -> widgets.Widget: # of a strength: its name, its `S
     kind = widgets.IntRangeSlider if p.whole else widgets.FloatRangeSlider
     return kind(readout_format='d' if p.whole else '.3g', **look)
 
+# %% ../../nbs/apps/crappify_lab.ipynb #e4009d9a
 def _button(name, icon, tip, call, width):
     b = widgets.Button(description=name, icon=icon, tooltip=tip, layout=dict(width=width))
     b.on_click(lambda _: call())
     return b
 
+# %% ../../nbs/apps/crappify_lab.ipynb #a97165c0
+_card_look = dict(border='1px solid silver', padding='4px', margin='2px', flex='0 0 auto')
+
+def _strengths(fn, p): # a step; how often it happens
+    "The widgets of a step's strengths, by their names, and the one of how often it happens"
+    params = fn.params if type(fn) in steps.values() else {}
+    share = dict(min=0, max=1, step=.05, readout_format='.0%')
+    controls = {k: control(k, o, getattr(fn, k)) for k,o in params.items()}
+    return controls, widgets.FloatSlider(p, description='how often', **share, **_wide)
+
+# %% ../../nbs/apps/crappify_lab.ipynb #4f01eb40
+def _buttons(card, panel):
+    "What moves a card to another place, or takes it away"
+    todo = ('up', 'arrow-up', -1), ('down', 'arrow-down', 1), ('remove', 'times', None)
+    return [_button('', o, tip, lambda by=by: panel.move(card, by), '32px') for tip,o,by in todo]
+
+def _title(fn):
+    name = html.escape(fn.name if type(fn) in steps.values() else fn_name(fn))
+    return widgets.HTML(f'<b>{name}</b>', layout=dict(flex='1', overflow='hidden'))
+
+# %% ../../nbs/apps/crappify_lab.ipynb #a6705f97
+def _close(*made):
+    "Close widgets with their layouts and styles"
+    for o in made:
+        for w in filter(None, (getattr(o, 'style', None), o.layout, o)): w.close()
+
+# %% ../../nbs/apps/crappify_lab.ipynb #08fbe1ec
 class Card:
     "The widgets of one step of the chain: its strengths, how often it happens, and its place"
     def __init__(self, fn, panel): # a crappifier; the `LabPanel` that the card is in
         p, self.fn = (fn.p[0], fn.children[0]) if isinstance(fn, sometimes) else (1, fn)
-        known = type(self.fn) in steps.values()
-        params = self.fn.params if known else {}
-        self.controls = {k: control(k, o, getattr(self.fn, k)) for k,o in params.items()}
-        share = dict(min=0, max=1, step=.05, readout_format='.0%')
-        self.often = widgets.FloatSlider(p, description='how often', **share, **_wide)
+        self.controls, self.often = _strengths(self.fn, p)
         self.inputs = [*self.controls.values(), self.often]
         for w in self.inputs: w.observe(lambda _: panel.refresh(), 'value')
-        todo = ('up', 'arrow-up', -1), ('down', 'arrow-down', 1), ('remove', 'times', None)
-        self.buttons = [_button('', o, tip, lambda by=by: panel.move(self, by), '32px') for tip,o,by in todo]
-        name = html.escape(self.fn.name if known else fn_name(self.fn))
-        self.title = widgets.HTML(f'<b>{name}</b>', layout=dict(flex='1', overflow='hidden'))
-        look = dict(border='1px solid silver', padding='4px', margin='2px', flex='0 0 auto')
+        self.buttons, self.title = _buttons(self, panel), _title(self.fn)
         self.top = widgets.HBox([self.title, *self.buttons])
-        self.box = widgets.VBox([self.top, *self.inputs], layout=look).add_class('cl-card')
+        self.box = widgets.VBox([self.top, *self.inputs], layout=_card_look).add_class('cl-card')
     @property
     def step(self): # as the widgets say
         fn = type(self.fn)(**{k: w.value for k,w in self.controls.items()}) if self.controls else self.fn
         return fn if self.often.value == 1 else sometimes(round(self.often.value, 6), fn)
-    def close(self):
-        for o in (*self.inputs, *self.buttons, self.title, self.top, self.box):
-            for w in filter(None, (getattr(o, 'style', None), o.layout, o)): w.close()
+    def close(self): _close(*self.inputs, *self.buttons, self.title, self.top, self.box)
 
+# %% ../../nbs/apps/crappify_lab.ipynb #d713db7c
 class LabPanel:
     "The widgets around a `CrappifyLab`"
     def __init__(self, lab): # its photographs, its chain and its seed are what the widgets change

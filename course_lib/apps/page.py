@@ -60,6 +60,7 @@ class Photo:
 # %% ../../nbs/apps/page.ipynb #c75b8951
 _link = '<a download="{}" href="data:image/jpeg;base64,{}">take it home ({:,.0f} kB)</a>'
 
+# %% ../../nbs/apps/page.ipynb #491bdf71
 class RestorePage:
     "Upload, compare, take home"
     def __init__(self,

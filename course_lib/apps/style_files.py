@@ -74,6 +74,7 @@ def _watcher(write, size, tell, every):
         if i % every == 0: write(x.clamp(0, 1), (k, i))
     return each
 
+# %% ../../nbs/apps/style_files.ipynb #d17b915d
 def _file_network(arch, pretrained, ims, tell):
     seed_everything(0)
     small = torch.cat([picture_batch(o, (96, 96), 'cpu') for o in ims])
@@ -81,6 +82,7 @@ def _file_network(arch, pretrained, ims, tell):
     if not trained: tell('random weights: colours and short marks, and no more')
     return net, trained
 
+# %% ../../nbs/apps/style_files.ipynb #f964a63b
 def _job_key(ims, *what):
     sha = lambda b: hashlib.sha256(b).hexdigest()
     return sha(json.dumps([*(sha(o.tobytes()) for o in ims), *what]).encode())
