@@ -18,6 +18,7 @@ setup = '''
 import json
 from course_lib.apps.lab import *
 from course_lib.crappify import *
+from course_lib.old_prints import *
 from course_lib.steps import *
 from course_lib.samples.photos import photo_sources
 panel = CrappifyLab([photo_sources()['astronaut'][0]]).panel

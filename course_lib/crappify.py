@@ -20,16 +20,14 @@ from fasttransform import Transform
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
-from .show import shows_progress
-
-# %% ../nbs/lib/crappify.ipynb #3b7c9874
 from .core import CourseError, data_home, tell_path
 from .files import MadeHere, file_lock, code_key, why_unwritable
-from .show import beside
+from .show import beside, shows_progress
 from .pictures import (as_rgb, crappy_name, file_bytes, file_ids, files_in, legible, may_write,
     open_photo, open_rgb, Report, why_unreadable)
-from .steps import (Step, crinkle, discolour, downscale, dust, faded, film_grain, fn_name, fold,
-    gaussian_blur, greyscale, jpeg, scratches, span, steps, vignette)
+from .old_prints import crinkle, dust, fold, scratches
+from .steps import (Step, discolour, downscale, faded, film_grain, fn_name, gaussian_blur,
+    greyscale, jpeg, span, steps, vignette)
 
 # %% ../nbs/lib/crappify.ipynb #618ca51f
 def rng_for(

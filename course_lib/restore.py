@@ -17,7 +17,6 @@ from fastai.vision.all import (AttrDict, DataLoaders, Dihedral, IntToFloatTensor
     TensorImage, imagenet_stats)
 from PIL import Image
 from torch import nn
-from .show import shows_progress
 
 # %% ../nbs/05b_any_photograph.ipynb #b3083bf8
 from .core import CourseError, course_device, device_name, seed_everything, tell_path
@@ -32,7 +31,7 @@ from .pairs import on_normalised
 from course_lib.pictures import (crappy_name, file_bytes, file_ids, files_in, may_write, open_photo, Report,
     why_unreadable)
 from .resnet import course_learner
-from .show import md_rows
+from .show import md_rows, shows_progress
 from .samples.photos import cut_patches, photo_sources
 from .unet import SelfAttention, layer_shapes, small_encoder
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['steps', 'filters', 'Strength', 'span', 'choice', 'fn_name', 'Step', 'step', 'downscale', 'jpeg_bytes', 'jpeg', 'text',
-           'cutout', 'greyscale', 'banding', 'faded', 'colour_cast', 'vignette', 'discolour', 'line_drawing',
-           'gaussian_blur', 'defocus', 'motion_blur', 'gaussian_noise', 'shot_noise', 'salt_pepper', 'film_grain',
-           'dust', 'scratches', 'fold', 'crinkle', 'halftone']
+           'cutout', 'as_floats', 'as_picture', 'grey_of', 'greyscale', 'banding', 'faded', 'colour_cast', 'vignette',
+           'smooth_field', 'rough_field', 'discolour', 'line_drawing', 'gaussian_blur', 'defocus', 'motion_blur',
+           'gaussian_noise', 'shot_noise', 'salt_pepper', 'film_grain']
 
 # %% ../nbs/lib/steps.ipynb #f3ef60ff
 import io, math
@@ -186,9 +186,17 @@ def cutout(im, rng, size=span(.02, .8, (.15, .35), .01, 'share', 'of a block, as
     return im
 
 # %% ../nbs/lib/steps.ipynb #804a990b
-def _arr(im): return np.asarray(im, dtype=np.float32)
-def _img(a): return Image.fromarray(np.rint(a).clip(0, 255).astype(np.uint8))
-def _grey(a): return a @ np.array([.299, .587, .114], np.float32)
+def as_floats(im) -> np.ndarray: # a PIL image
+    "A picture's numbers, 0 to 255"
+    return np.asarray(im, dtype=np.float32)
+
+def as_picture(a) -> Image.Image: # numbers from 0 to 255 (h,w) or (h,w,3)
+    "Numbers, rounded and clipped, as a picture"
+    return Image.fromarray(np.rint(a).clip(0, 255).astype(np.uint8))
+
+def grey_of(a) -> np.ndarray: # (h,w,3)
+    "How bright each pixel looks (h,w)"
+    return a @ np.array([.299, .587, .114], np.float32)
 
 # %% ../nbs/lib/steps.ipynb #ca30bf93
 @step('colour')
@@ -200,17 +208,17 @@ def greyscale(im, rng): # a PIL picture; random numbers, not used
 @step('colour')
 def banding(im, rng, levels=span(2, 64, (6, 14), 1, '', 'tones that are left of each colour')):
     "Few tones: smooth skies fall into steps"
-    return _img(np.rint(_arr(im)/255*(levels-1))*255/(levels-1))
+    return as_picture(np.rint(as_floats(im)/255*(levels-1))*255/(levels-1))
 
 # %% ../nbs/lib/steps.ipynb #e6765f70
 @step('colour')
 def faded(im, rng, strength=span(0, 1, (.3, .7), .05, 'share', 'of contrast and colour that is gone'),
     yellow=span(0, 1, (.2, .6), .05, 'share', 'how yellow the paper has become')):
     "Old colours: blacks lifted, contrast and saturation lost, paper yellowed"
-    a = _arr(im)
-    a = a + (_grey(a)[...,None]-a)*.6*strength
+    a = as_floats(im)
+    a = a + (grey_of(a)[...,None]-a)*.6*strength
     a = a*(1-.45*strength) + strength*np.array([75, 58, 52], np.float32)
-    return _img(a*(1-yellow*np.array([.02, .1, .34], np.float32)))
+    return as_picture(a*(1-yellow*np.array([.02, .1, .34], np.float32)))
 
 # %% ../nbs/lib/steps.ipynb #9f71ea13
 def _some_hue(rng): return np.cos(2*math.pi*(rng.random() + np.arange(3)/3)).astype(np.float32)
@@ -218,7 +226,7 @@ def _some_hue(rng): return np.cos(2*math.pi*(rng.random() + np.arange(3)/3)).ast
 @step('colour')
 def colour_cast(im, rng, strength=span(0, 1, (.1, .35), .05, 'share', 'how far the colours lean')):
     "A light of the wrong colour over everything"
-    return _img(_arr(im)*(1+.6*strength*_some_hue(rng)))
+    return as_picture(as_floats(im)*(1+.6*strength*_some_hue(rng)))
 
 @step('colour')
 def vignette(im, rng, strength=span(0, 1, (.3, .8), .05, 'share', 'how dark the corners are')):
@@ -226,28 +234,29 @@ def vignette(im, rng, strength=span(0, 1, (.3, .8), .05, 'share', 'how dark the 
     x0, y0 = rng.uniform(-.12, .12, 2)
     ys, xs = (np.linspace(-1, 1, o, dtype=np.float32) for o in (im.height, im.width))
     r2 = ((xs-x0)**2)[None] + ((ys-y0)**2)[:,None]
-    return _img(_arr(im)*(1-strength*np.minimum(1, (r2/2)**1.3))[...,None])
+    return as_picture(as_floats(im)*(1-strength*np.minimum(1, (r2/2)**1.3))[...,None])
 
 # %% ../nbs/lib/steps.ipynb #2c573f14
-def _smooth(rng, h, w, cell):
-    "A smooth random field (h,w): hills about `cell` pixels wide, mean 0, spread about 1"
+def smooth_field(rng, h, w, cell) -> np.ndarray: # random numbers; height, width; width of a hill in pixels
+    "A smooth random field (h,w) of mean 0 and spread about 1"
     cell = max(cell, 1)
     gh, gw = (max(4, int(o/cell)+4) for o in (h, w))
     f = Image.fromarray(rng.standard_normal((gh, gw), dtype=np.float32))
     box = (1.5, 1.5, 1.5+max(.01, min(gw-3, w/cell)), 1.5+max(.01, min(gh-3, h/cell)))
     return np.asarray(f.resize((w, h), Image.Resampling.BICUBIC, box=box))*1.5
 
-def _rough(rng, h, w, cell, octaves=3): # a smooth random field (h,w) with smaller hills upon its hills
-    return sum(_smooth(rng, h, w, cell/2**i)*.5**i for i in range(octaves))
+def rough_field(rng, h, w, cell, octaves=3) -> np.ndarray: # see `smooth_field`; how many sizes of hills
+    "A random field (h,w) with smaller hills upon its hills"
+    return sum(smooth_field(rng, h, w, cell/2**i)*.5**i for i in range(octaves))
 
 # %% ../nbs/lib/steps.ipynb #3317d786
 @step('colour')
 def discolour(im, rng, strength=span(0, 1, (.3, .8), .05, 'share', 'how strong the stains are'),
     patch=span(.1, 1, (.3, .6), .05, 'share', 'how wide they are, as a part of the shorter side')):
     "Uneven discolouration: some places lean to one colour, others to its opposite"
-    stain, light = (_rough(rng, im.height, im.width, patch*min(im.size), 2)[...,None] for _ in range(2))
-    a = _arr(im)*(1 + strength*(.13*stain*_some_hue(rng) + .05*light))
-    return _img(a + strength*(14*stain*_some_hue(rng) + 7*np.abs(stain)))
+    stain, light = (rough_field(rng, im.height, im.width, patch*min(im.size), 2)[...,None] for _ in range(2))
+    a = as_floats(im)*(1 + strength*(.13*stain*_some_hue(rng) + .05*light))
+    return as_picture(a + strength*(14*stain*_some_hue(rng) + 7*np.abs(stain)))
 
 # %% ../nbs/lib/steps.ipynb #2ea81537
 @step('colour')
@@ -255,10 +264,10 @@ def line_drawing(im, rng, width=span(.4, 5, (.8, 1.6), .1, 'px', 'of a line'),
     detail=span(0, 1, (.3, .7), .05, 'share', 'how much is drawn')):
     "Only the lines are left, as if drawn with a pen"
     from scipy import ndimage
-    g = _grey(_arr(im))/255
+    g = grey_of(as_floats(im))/255
     edge = ndimage.gaussian_filter(g, width) - ndimage.gaussian_filter(g, 1.6*width)
     ink = 1+np.tanh(np.minimum(0, edge + .003 + .02*(1-detail))*120)
-    return _img(np.repeat(255*ink[...,None], 3, 2))
+    return as_picture(np.repeat(255*ink[...,None], 3, 2))
 
 # %% ../nbs/lib/steps.ipynb #bf946f27
 def _spread(a, kernel): # convolve every channel, edges continued
@@ -279,7 +288,7 @@ def defocus(im, rng, radius=span(0, 12, (1, 4), .1, 'px', 'of the disc that a po
     "A lens out of focus: every point becomes a disc"
     n = math.ceil(radius)
     ys, xs = np.mgrid[-n:n+1, -n:n+1]
-    return _img(_spread(_arr(im), (radius+.5-np.hypot(ys, xs)).clip(0, 1)))
+    return as_picture(_spread(as_floats(im), (radius+.5-np.hypot(ys, xs)).clip(0, 1)))
 
 # %% ../nbs/lib/steps.ipynb #cce1a60b
 @step('blur')
@@ -288,21 +297,21 @@ def motion_blur(im, rng, length=span(1, 40, (4, 14), .5, 'px', 'of the stroke th
     n, angle = math.ceil(length/2), rng.random()*math.pi
     ys, xs = np.mgrid[-n:n+1, -n:n+1]
     along, across = xs*math.cos(angle) + ys*math.sin(angle), ys*math.cos(angle) - xs*math.sin(angle)
-    return _img(_spread(_arr(im), (1-abs(across)).clip(0)*(length/2+.5-abs(along)).clip(0, 1)))
+    return as_picture(_spread(as_floats(im), (1-abs(across)).clip(0)*(length/2+.5-abs(along)).clip(0, 1)))
 
 # %% ../nbs/lib/steps.ipynb #9d564b8b
 @step('noise')
 def gaussian_noise(im, rng, sigma=span(0, 100, (5, 25), 1., '/255', 'spread of what is added')):
     "Noise of the electronics, the same everywhere"
-    a = _arr(im)
-    return _img(a + sigma*rng.standard_normal(a.shape, dtype=np.float32))
+    a = as_floats(im)
+    return as_picture(a + sigma*rng.standard_normal(a.shape, dtype=np.float32))
 
 # %% ../nbs/lib/steps.ipynb #44a416f2
 @step('noise')
 def shot_noise(im, rng, photons=span(2, 1000, (20, 200), 1., '', 'that a white pixel catches')):
     "Too little light: photons come one by one"
-    light = (_arr(im)/255)**2.2
-    return _img((rng.poisson(light*photons)/photons).clip(0, 1)**(1/2.2)*255)
+    light = (as_floats(im)/255)**2.2
+    return as_picture((rng.poisson(light*photons)/photons).clip(0, 1)**(1/2.2)*255)
 
 # %% ../nbs/lib/steps.ipynb #113409f4
 @step('noise')
@@ -318,152 +327,6 @@ def film_grain(im, rng, strength=span(0, 1, (.1, .4), .05, 'share', 'how strong 
     size=span(.5, 4, (.7, 1.5), .1, 'px', 'of a grain')):
     "Silver grains of a film, strongest in the greys"
     from scipy import ndimage
-    a, noise = _arr(im), rng.standard_normal(im.size[::-1], dtype=np.float32)
-    g, grey = ndimage.gaussian_filter(noise, size/2), _grey(a)/255
-    return _img(a + (54*strength*(.25+3*grey*(1-grey))*g/max(g.std(), 1e-6))[...,None])
-
-# %% ../nbs/lib/steps.ipynb #482bad7b
-_paper, _dark = (240, 234, 222), (38, 32, 28)
-def _unit(im): return max(.4, min(im.size)/256) # a pixel of a print that is 256 pixels wide
-
-def _ink(im, mask, colour): # lay a colour over a picture where the mask (h,w), 0 to 1, says so
-    a = _arr(im)
-    return _img(a + (np.array(colour, np.float32) - a)*mask[...,None])
-
-def _drawn(im, draw): # a mask (h,w) from 0 to 1 that `draw` paints at twice the size
-    big = Image.new('L', (2*im.width, 2*im.height))
-    draw(ImageDraw.Draw(big))
-    return np.asarray(big.reduce(2), dtype=np.float32)/255
-
-# %% ../nbs/lib/steps.ipynb #d58d3402
-def _hair(d, rng, x, y, unit, bright):
-    turn = rng.random()*6.28 + np.cumsum(rng.normal(0, .5, 7))
-    way = np.cumsum(2*unit*rng.uniform(1, 3)*np.stack([np.cos(turn), np.sin(turn)], 1), 0) + [x, y]
-    d.line([tuple(o) for o in way.tolist()], fill=bright, width=max(1, round(.7*unit)), joint='curve')
-
-# %% ../nbs/lib/steps.ipynb #376ba45f
-def _speck(d, rng, x, y, unit, bright):
-    radii, turn = unit*rng.gamma(1.5, .9)*rng.uniform(.5, 1.4, 7), np.arange(7)*.9
-    d.polygon([(x+a*math.cos(b), y+a*math.sin(b)) for a,b in zip(radii, turn)], fill=bright)
-
-# %% ../nbs/lib/steps.ipynb #87331fac
-def _specks(d, rng, im, n):
-    for x,y,hair in rng.random((n, 3))*[2*im.width, 2*im.height, 1]:
-        (_hair if hair < .12 else _speck)(d, rng, x, y, _unit(im), int(rng.integers(120, 256)))
-
-# %% ../nbs/lib/steps.ipynb #0dd18a13
-@step('old print')
-def dust(im, rng, n=span(0, 400, (30, 90), 1, '', 'specks and hairs'),
-    colour=choice(['both', 'white', 'black'], 'of the dust')):
-    "Specks and hairs that lay on the print, or on its negative"
-    white, black = dict(both=(n-n//3, n//3), white=(n, 0), black=(0, n))[colour]
-    im = _ink(im, .9*_drawn(im, lambda d: _specks(d, rng, im, white)), _paper)
-    return _ink(im, .8*_drawn(im, lambda d: _specks(d, rng, im, black)), _dark)
-
-# %% ../nbs/lib/steps.ipynb #ed2be29f
-def _scratch(d, rng, im, upright, k=24): # a line that bends a little and is pressed harder in its middle
-    w, h, unit = 2*im.width, 2*im.height, _unit(im)
-    angle = rng.normal(math.pi/2, .02) if upright else rng.random()*math.pi
-    t = np.linspace(-.5, .5, k)*rng.uniform(.15, .9)*max(w, h)
-    bend = np.cumsum(rng.normal(0, .25*unit, k))
-    x = rng.random()*w + t*math.cos(angle) - bend*math.sin(angle)
-    y = rng.random()*h + t*math.sin(angle) + bend*math.cos(angle)
-    press = (255*np.sin(np.linspace(.15, 3, k))*rng.uniform(.3, 1.2, k)).clip(0, 255).astype(int).tolist()
-    wide = [max(1, round(unit*o)) for o in rng.choice([.6, 1, 1.6], k, p=[.5, .35, .15])]
-    for i in range(k-1): d.line([x[i], y[i], x[i+1], y[i+1]], fill=press[i], width=wide[i])
-
-# %% ../nbs/lib/steps.ipynb #a288dbbc
-@step('old print')
-def scratches(im, rng, n=span(0, 40, (3, 9), 1, '', 'how many'),
-    direction=choice(['any', 'upright'], 'in any direction, or along the film')):
-    "Fine lines where something hard went over the emulsion"
-    mask = _drawn(im, lambda d: [_scratch(d, rng, im, direction == 'upright') for _ in range(n)])
-    return _ink(im, .85*mask, _paper)
-
-# %% ../nbs/lib/steps.ipynb #c687574e
-def _along(rng, u, cell): # a rough random curve at the places u
-    res = 0
-    for i in range(3):
-        knots = np.arange(u.min()-cell, u.max()+2*cell, cell/2**i)
-        res = res + .5**i*np.interp(u, knots, rng.standard_normal(len(knots)))
-    return res.astype(np.float32)
-
-def _near_line(shape, x0, y0, angle, reach):
-    "The pixels near a line through (x0,y0): rows, columns, distance from the line, place along it"
-    ys, xs = np.ogrid[:shape[0], :shape[1]]
-    v = ((xs-x0)*math.cos(angle) + (ys-y0)*math.sin(angle)).astype(np.float32)
-    iy, ix = np.nonzero(np.abs(v) < reach)
-    return iy, ix, v[iy, ix], (iy-y0)*math.cos(angle) - (ix-x0)*math.sin(angle)
-
-# %% ../nbs/lib/steps.ipynb #8c8809e0
-def _crease(a, rng, x0, y0, angle, strength, torn, unit):
-    "Fold the array `a` in place along a line: light, shadow, and paper where the emulsion broke"
-    iy, ix, v, u = _near_line(a.shape[:2], x0, y0, angle, 26*unit)
-    if not len(iy): return
-    v = v - 1.2*unit*_along(rng, u, 30*unit)
-    s = strength*(.75+.25*_along(rng, u, 60*unit)).clip(.2, 1.3)
-    side = rng.choice([-1, 1])*v/(2*unit)
-    light = 124*s*side*np.exp(-.5*side**2) + 20*s*np.sign(side)*np.exp(-np.abs(v)/(9*unit))
-    grain = _rough(rng, *a.shape[:2], 2.5*unit)[iy, ix]
-    flakes = (.25+.9*_along(rng, u, 22*unit)).clip(.12, 2.2)*(.7+.55*grain)
-    bare = ((torn*unit*flakes-np.abs(v))/(.7*unit)+.5).clip(0, 1)[:,None]
-    rim = 4*bare*(1-bare)*(35*s)[:,None]
-    paper = np.array(_paper, np.float32) + (5*grain + .35*light)[:,None]
-    a[iy, ix] = (a[iy, ix] + light[:,None] - rim)*(1-bare) + paper*bare
-
-# %% ../nbs/lib/steps.ipynb #5d889405
-@step('old print')
-def fold(im, rng, n=span(0, 8, (1, 2), 1, '', 'how many'),
-    strength=span(0, 1, (.4, .9), .05, 'share', 'of light and shadow beside it'),
-    torn=span(0, 3, (.3, 1.2), .1, 'unit', 'how wide the emulsion broke off, in 1/256 of the shorter side')):
-    "A print that was folded: light on one side, shadow on the other, broken emulsion along the crease"
-    a = np.array(im, dtype=np.float32)
-    for _ in range(n):
-        angle = rng.choice([0, math.pi/2, rng.random()*math.pi], p=[.4, .4, .2]) + rng.normal(0, .06)
-        x0, y0 = rng.normal(.5, .15, 2)*im.size
-        _crease(a, rng, x0, y0, angle, strength, torn, _unit(im))
-    return _img(a)
-
-# %% ../nbs/lib/steps.ipynb #1e7a7d1f
-def _facets(rng, h, w, n): # light on n tilted pieces of paper (h,w), and where their edges are worn (h,w)
-    from scipy.spatial import cKDTree
-    ys, xs = np.mgrid[:h, :w].astype(np.float32)
-    cell = math.sqrt(h*w/n)+1
-    warped = [o + .2*cell*_smooth(rng, h, w, 2*cell) for o in (ys, xs)]
-    pts, tilt = rng.random((n, 2))*[h, w], rng.normal(0, 1, (n, 2))
-    d, i = cKDTree(pts).query(np.stack(warped, -1).reshape(-1, 2), k=2)
-    gap, (i, j), here = d[:,1]-d[:,0], i.T, np.stack([ys, xs], -1).reshape(-1, 2)
-    light = (tilt[i]*(here-pts[i])).sum(1)/cell + .8*tilt[i,0]
-    groove = np.sign(tilt[i,0]-tilt[j,0])*np.exp(-gap/(.5+.05*cell))
-    worn = np.exp(-gap**2)*(.7*_rough(rng, h, w, 9).ravel()-.1).clip(0, 1)
-    return [o.reshape(h, w).astype(np.float32) for o in (14*light + 26*groove, worn)]
-
-# %% ../nbs/lib/steps.ipynb #aedc885a
-@step('old print')
-def crinkle(im, rng, strength=span(0, 1, (.3, .8), .05, 'share', 'how deep the creases are'),
-    facets=span(4, 200, (20, 60), 1, '', 'flat pieces that the paper falls into')):
-    "Paper that was crumpled and smoothed: flat pieces at slightly different angles, and worn ridges"
-    s = min(1, 256/max(im.size))
-    fields = _facets(rng, *(max(1, round(o*s)) for o in im.size[::-1]), facets)
-    up = [Image.fromarray(o).resize(im.size, Image.Resampling.BICUBIC) for o in fields]
-    light, worn = (np.asarray(o)[...,None] for o in up)
-    a = _arr(im) + strength*light
-    return _img(a + (np.array(_paper, np.float32)-a)*(.8*strength*worn).clip(0, 1))
-
-# %% ../nbs/lib/steps.ipynb #22625b56
-def _dots(ink, cell, angle): # an ink's tones (h,w) as dots on a turned grid
-    k, (h, w) = 2*math.pi/cell, ink.shape
-    wave = lambda kx, ky: np.exp(1j*ky*np.arange(h))[:,None] * np.exp(1j*kx*np.arange(w))[None]
-    a, b = wave(k*math.cos(angle), k*math.sin(angle)), wave(-k*math.sin(angle), k*math.cos(angle))
-    grid = (2-a.real-b.real)/4 # 0 in the middle of a dot, 1 between the dots
-    return ((ink-grid)*cell*.8+.5).clip(0, 1)[...,None].astype(np.float32)
-
-@step('old print')
-def halftone(im, rng, cell=span(2, 16, (3, 6), .5, 'px', 'distance of the dots'),
-    colour=choice(['colour', 'newspaper'], 'four inks, or black alone')):
-    "Printed: tones become dots of different size"
-    a, turn = _arr(im)/255, rng.uniform(-.1, .1)
-    if colour == 'newspaper': return _img(255*(1-.9*np.repeat(_dots(1-_grey(a), cell, math.pi/4+turn), 3, 2)))
-    black = 1-a.max(-1)
-    inks = [_dots(1-a[...,i]-.6*black, cell, math.radians(o)+turn) for i,o in enumerate((15, 75, 0))]
-    return _img(255*(1-.9*np.concatenate(inks, -1))*(1-.9*_dots(.8*black, cell, math.pi/4+turn)))
+    a, noise = as_floats(im), rng.standard_normal(im.size[::-1], dtype=np.float32)
+    g, grey = ndimage.gaussian_filter(noise, size/2), grey_of(a)/255
+    return as_picture(a + (54*strength*(.25+3*grey*(1-grey))*g/max(g.std(), 1e-6))[...,None])

@@ -12,8 +12,9 @@ from course_lib.crappify import (Crappify, chain, crappifiers_home, crappify_fol
     lecture, load_crappifier, old_family, one_of, parse_steps, preview, rng_for, smallest_read, sometimes)
 from course_lib.metrics import psnr
 from course_lib.pictures import as_rgb, crappy_name, open_photo
-from course_lib.steps import (Step, cutout, defocus, downscale, dust, fold, gaussian_blur, gaussian_noise, greyscale, jpeg, jpeg_bytes,
-    motion_blur, salt_pepper, scratches, shot_noise, steps, text)
+from course_lib.old_prints import dust, fold, scratches
+from course_lib.steps import (Step, cutout, defocus, downscale, gaussian_blur, gaussian_noise, greyscale, jpeg,
+    jpeg_bytes, motion_blur, salt_pepper, shot_noise, steps, text)
 
 combine = 'chain', 'sometimes', 'one_of'
 
@@ -875,6 +876,7 @@ def test_what_cannot_be_looked_into_is_made_anew(src, tmp_path):
 slow = '''
 import sys, time
 from course_lib.crappify import *
+from course_lib.old_prints import *
 from course_lib.steps import *
 def slowly(im, rng):
     time.sleep(.05)
@@ -981,7 +983,8 @@ def test_crappify_takes_pictures_too(src):
 
 mine = """from PIL import ImageFilter
 from course_lib.crappify import chain, sometimes
-from course_lib.steps import fold, jpeg
+from course_lib.old_prints import fold
+from course_lib.steps import jpeg
 strength = 2
 def helper(im, k=strength): return im.filter(ImageFilter.GaussianBlur(k))
 def blur(im, rng): return helper(im, float(rng.uniform(1, strength)))

@@ -1,7 +1,8 @@
 "A result is called what it is, and only what is full stands under full"
 import json, shutil, time
 import pytest
-from course_lib.cli import answers, results, results_rows
+from course_lib.cli import answers, results
+from course_lib.report import results_rows
 from course_lib.core import CourseError, lesson_settings, runs_home
 from course_lib.results import (answers_table, expected_minutes, load_answers, load_results, mean_sd,
     record, run_kind, save_answer)
