@@ -96,6 +96,8 @@ nets = { # class → a network of it, and its input
     'unet.UnetBlock': lambda: (unet.UnetBlock(16, 8, attention=True, norm='spectral'), pics(2,16,4,4), pics(2,8,8,8)),
     'unet.LastCross': lambda: (unet.LastCross(7), pics(2,4,8,8), pics(2,3,8,8)),
     'unet.Unet': lambda: (unet.Unet(small_encoder((8,8,16)), 5, (32,32), bottle=True, attention=True, norm='batch'), pics(2,3,32,32)),
+    'restore.ResidualConvs': lambda: (restore.ResidualConvs(4), pics(2,4,8,8)),
+    'restore.Restorer': lambda: (restore.Restorer((4, 8), 1, 1), pics(2,3,8,8)),
     'gan.InputUnet': lambda: (restore.photo_unet(dict(widths=[8,8,16])), pics(2,3,32,32)),
     'gan.CriticBlock': lambda: (gan.CriticBlock(4), pics(2,4,8,8)),
     'feature_loss.LossNetwork': lambda: (a_loss_network(), pics(2,3,32,32).requires_grad_()),
