@@ -71,24 +71,12 @@ def run(
         if not isinstance(e, OSError): raise e
     return len(todo)-sum(o['status'] == 'ok' for o in done)
 
-# %% ../nbs/lib/cli.ipynb #999f4192
-def _size(n):
-    units = (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB'), (1, 'B')
-    return next(f'{n/d:,.1f} {u}' for d,u in units if n >= d or d == 1)
-
-# %% ../nbs/lib/cli.ipynb #138508a3
-def _ready(prof):
-    "The datasets that are at hand, or can be made or fetched"
-    from course_lib.data import at_hand, registry
-    has = lambda k, v: prof in v and (prof == 'sample' or 'url' in v.full or at_hand(k, prof))
-    return [k for k,v in registry().items() if has(k, v)]
-
 # %% ../nbs/lib/cli.ipynb #b6b15eec
 def _data_row(name, prof):
     "A dataset's row of the table; it is made or fetched if need be"
-    from course_lib.data import describe_data
+    from course_lib.data import describe_data, size_text
     d = describe_data(name, prof)
-    return [name, f"{d['files']:,}", _size(d['bytes']), tell_path(d['where']), d['licence']]
+    return [name, f"{d['files']:,}", size_text(d['bytes']), tell_path(d['where']), d['licence']]
 
 # %% ../nbs/lib/cli.ipynb #c7ec6b46
 @call_parse
@@ -97,8 +85,9 @@ def data(
     profile:str=None # sample or full (default: settings.ini, or COURSE_PROFILE)
 ) -> int: # the number of datasets that could not be had
     "Make or fetch datasets, and say where they are and whose they are"
+    from course_lib.data import data_to_have
     prof, line, rows = active_profile(profile), LiveLine(), []
-    todo = names or _ready(prof)
+    todo = names or data_to_have(prof)
     for i,name in enumerate(todo):
         line.show(f'{name}, {i+1} of {len(todo)}')
         try: rows.append(_data_row(name, prof))
@@ -242,14 +231,6 @@ def style(
     style_file(content, style, out, size, weight, colour_preserve, evals, judge, pretrained, tell)
     line.done(f'{out.name} is painted')
 
-# %% ../nbs/lib/cli.ipynb #195583fb
-def _data_state(name, about, prof): # a dataset, what the registry says of it, `sample` or `full`
-    from course_lib.data import at_hand
-    if prof not in about: return '–'
-    if at_hand(name, prof): return 'here'
-    if prof == 'sample': return 'made on demand'
-    return f"would download {_size(about.full['bytes'])}" if 'url' in about.full else 'bring your own copy'
-
 # %% ../nbs/lib/cli.ipynb #c8b8d29f
 def _memory(dev):
     "The memory that there is, in words; nothing where the system does not tell"
@@ -265,10 +246,10 @@ def _memory(dev):
 def doctor():
     "Versions, device, data, weights, and how long each lesson took"
     import torch
-    from course_lib.data import registry
+    from course_lib.data import data_state, registry
     dev = course_device()
     weights = sorted(p.name for p in (Path(torch.hub.get_dir())/'checkpoints').glob('*.pth'))
-    data = [[k, *(_data_state(k, v, o) for o in ('sample', 'full'))] for k,v in registry().items()]
+    data = [[k, *(data_state(k, o) for o in ('sample', 'full'))] for k in registry()]
     took = [[k, expected_minutes(k, 'sample'), expected_minutes(k, 'full')] for k in lessons()]
     print(text_table(versions().items(), ['package', 'version']))
     print(f"\ndevice    {dev.type}: {device_name()}\nmemory    {_memory(dev) or 'unknown'}")

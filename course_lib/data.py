@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['registry', 'dataset', 'count_files', 'known_images', 'check_layout', 'list_files', 'segnet_layout', 'full_data',
-           'get_data', 'describe_data', 'at_hand']
+           'get_data', 'describe_data', 'at_hand', 'size_text', 'data_state', 'data_to_have']
 
 # %% ../nbs/lib/data.ipynb #ba0c5167
 import hashlib, os, re, shutil, tarfile, tomllib, zipfile
@@ -285,3 +285,22 @@ def at_hand(
     path = data_home()/'sample'/name if profile == 'sample' else fastai_cfg().path('data')/card['folder']
     if 'listed' in card and next(path.glob(card['listed']), None): return path # it is listed when it is used
     return path if all(count_files(path, card['layout']).values()) else None
+
+# %% ../nbs/lib/data.ipynb #bc337b8d
+def size_text(n:int) -> str: # bytes
+    "So many bytes, in words"
+    units = (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB'), (1, 'B')
+    return next(f'{n/d:,.1f} {u}' for d,u in units if n >= d or d == 1)
+
+# %% ../nbs/lib/data.ipynb #e1297842
+def data_state(name:str, profile:str) -> str: # a name in the registry; `sample` or `full`
+    "Whether a dataset is here, or what would be done for it, in words"
+    about = dataset(name)
+    if profile not in about: return '–'
+    if at_hand(name, profile): return 'here'
+    if profile == 'sample': return 'made on demand'
+    return f"would download {size_text(about.full['bytes'])}" if 'url' in about.full else 'bring your own copy'
+
+def data_to_have(profile:str) -> list: # `sample` or `full`; → names
+    "The datasets that are at hand, or can be made or fetched"
+    return [k for k in registry() if data_state(k, profile) not in ('–', 'bring your own copy')]
