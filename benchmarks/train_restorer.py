@@ -175,13 +175,14 @@ A residual U-Net of 1.6 million numbers that restores photographs: `course resto
 - **Trained on** {about.figures['data']}
 - **Training**: mean absolute error, Adam, squares of {how['cut']} pixels, {how['bs']} in a batch, rate {how['lr']:g}, seed {how['seed']};
   {about.figures['made']}. Made again by `python benchmarks/train_restorer.py --data FOLDER`.
-- **Damage**, made anew for every square: fewer pixels (to a third at least), JPEG of quality 10 to 92, noise of up to 30 of 255, blur of up to 1.6 pixels, numbers,
-  dates and words; more than half by one of them, the others by several, some by none.
+- **Damage**, made anew for every square: fewer pixels (to a third at least), JPEG of quality 10 to 92, noise of up to 30 of 255, blur of up to 1.6 pixels,
+  numbers, dates and words; more than half by one of them, the others by several, some by none.
 - **Libraries**: {', '.join(f'{k} {v}' for k,v in about.versions.items())}
 
 ## Figures
 
-PSNR in dB, the mean over photographs; 90 stands for equal pictures. Ten photographs of the Berkeley set that training has not seen, and on which nothing was chosen:
+PSNR in dB, the mean over photographs; 90 stands for equal pictures. Ten photographs of the Berkeley set
+that training has not seen, and on which nothing was chosen:
 
 {head}
 {table('unseen photographs')}
@@ -195,7 +196,8 @@ The three photographs that the course holds out (cat, coffee, portrait), at 256 
 
 It mends what is listed above, and leaves folds, stains, missing pieces and lost colours as they are. What is blurred beyond two or three pixels stays soft.
 Nobody has counted its errors on faces or by groups of people, and a restored picture is a guess: do not use it where a picture is evidence.
-The training stopped after a minute, before the rate had come down; a longer one would be better. The Berkeley photographs are for research and education, not for commerce: so are these weights.
+The training stopped after a minute, before the rate had come down; a longer one would be better.
+The Berkeley photographs are for research and education, not for commerce: so are these weights.
 """
 
 

@@ -299,7 +299,8 @@ def data_state(name:str, profile:str) -> str: # a name in the registry; `sample`
     if profile not in about: return '–'
     if at_hand(name, profile): return 'here'
     if profile == 'sample': return 'made on demand'
-    return f"would download {size_text(about.full['bytes'])}" if 'url' in about.full else 'bring your own copy'
+    if 'url' not in about.full: return 'bring your own copy'
+    return f"would download {size_text(about.full['bytes'])}"
 
 def data_to_have(profile:str) -> list: # `sample` or `full`; → names
     "The datasets that are at hand, or can be made or fetched"

@@ -207,7 +207,7 @@ def _residuals(nf, n): return nn.Sequential(*[ResidualConvs(nf) for _ in range(n
 
 # %% ../nbs/05b_any_photograph.ipynb #d824b44b
 class Restorer(nn.Module):
-    "A residual U-Net without norms, which begins as the identity; pictures normalised as ImageNet's, or `unit` ones"
+    "A residual U-Net without norms, which begins as the identity, on normalised pictures"
     def __init__(self,
         widths:tuple=(32, 64, 128), # channels at each size of the grid
         n:int=2, mid:int=4          # blocks at each size, down and up; at the smallest one
@@ -236,7 +236,7 @@ def photo_restorer(cfg) -> Restorer: # settings: widths, n, mid
     "A `Restorer` of the settings"
     return Restorer(tuple(cfg['widths']), cfg['n'], cfg['mid'])
 
-restoring_networks = photo_unet, photo_restorer, superres_generator, restorer # what `course restore --model` takes
+restoring_networks = photo_unet, photo_restorer, superres_generator, restorer # what `course restore` takes
 
 def box_file() -> Path:
     "The weights that come with the course"
@@ -258,7 +258,7 @@ box_trials = { # what a network is tried on, at 256 pixels: name → damage
 def try_restorer(
     model, damage, # a network, in eval mode; a crappifier
     seed:int=42    # of the damage
-) -> tuple:        # mean PSNR in dB of the damaged photographs, and of the restored ones; 90 for equal pictures
+) -> tuple:        # mean PSNR in dB of the damaged photographs, and of the restored ones; 90 at most
     "What a network gains on the held-out photographs"
     ims = held_out_photos()
     torn = [crappify_photo(damage, o, seed, str(i)) for i,o in enumerate(ims)]
