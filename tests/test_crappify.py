@@ -5,7 +5,7 @@ import numpy as np, pytest
 from PIL import Image, ImageFilter, ImageOps
 from conftest import patience
 from course_lib import crappify as C
-from course_lib import steps as S
+from course_lib import old_prints as P, steps as S
 from course_lib.core import CourseError, lesson_settings
 from course_lib.files import code_key
 from course_lib.crappify import (Crappify, chain, crappifiers_home, crappify_folder, crappify_photo, crappy_block, explain,
@@ -80,7 +80,7 @@ def test_extremes(name):
 
 
 @pytest.mark.parametrize('f', [gaussian_noise(0), gaussian_blur(0), defocus(0), motion_blur(1), salt_pepper(0), fold(0), dust(0), scratches(0),
-    S.vignette(0), S.colour_cast(0), S.faded(0, yellow=0), S.discolour(0), S.crinkle(0), S.film_grain(0), downscale(500)], ids=lambda f: f.name)
+    S.vignette(0), S.colour_cast(0), S.faded(0, yellow=0), S.discolour(0), P.crinkle(0), S.film_grain(0), downscale(500)], ids=lambda f: f.name)
 def test_no_strength_no_damage(f): assert rms(crappify_photo(f, photo(), 1), photo()) < .6
 
 
@@ -140,7 +140,7 @@ def test_what_was_asked_for():
     a = pixels(crappify_photo(fold(1, strength=1, torn=0), flat, 5))[..., 0]
     assert a.max() > 170 and a.min() < 90 and abs(a.mean()-128) < 3, 'light on one side, shadow on the other'
     assert (pixels(crappify_photo(fold(1, strength=0, torn=3), flat, 5)) > 200).any(), 'bare paper'
-    halves = [pixels(crappify_photo(S.halftone(6, colour='newspaper'), Image.new('L', (90, 90), o))).mean() for o in (60, 128, 200)]
+    halves = [pixels(crappify_photo(P.halftone(6, colour='newspaper'), Image.new('L', (90, 90), o))).mean() for o in (60, 128, 200)]
     assert halves == sorted(halves) and halves[0] < 110 < halves[2]
 
 
