@@ -1106,6 +1106,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'course_lib/samples/streets.py'),
                                             'course_lib.samples.streets._turned': ( 'samples/streets.html#_turned',
                                                                                     'course_lib/samples/streets.py'),
+                                            'course_lib.samples.streets._tyre': ( 'samples/streets.html#_tyre',
+                                                                                  'course_lib/samples/streets.py'),
                                             'course_lib.samples.streets.make_streets': ( 'samples/streets.html#make_streets',
                                                                                          'course_lib/samples/streets.py'),
                                             'course_lib.samples.streets.street_scene': ( 'samples/streets.html#street_scene',

@@ -174,7 +174,7 @@ def test_random_chains(seed):
     rng = np.random.default_rng(seed)
     f, im = chain(*[random_step(rng) for _ in range(rng.integers(0, 4))]), photo(*rng.integers(1, 70, 2).tolist())
     before, res = im.tobytes(), crappify_photo(f, im, seed)
-    assert parse_steps(repr(f)) == f and eval(repr(f), {**vars(S), **vars(C)}) == f
+    assert parse_steps(repr(f)) == f and eval(repr(f), {**vars(P), **vars(S), **vars(C)}) == f
     assert pickle.loads(pickle.dumps(f)) == f and hash(pickle.loads(pickle.dumps(f))) == hash(f)
     assert crappify_photo(parse_steps(repr(f)), im, seed).tobytes() == res.tobytes() == crappify_photo(f, im, seed).tobytes()
     assert res.mode == 'RGB' and im.tobytes() == before

@@ -21,6 +21,7 @@ named = re.compile(r'loss|penalty|bce|gap|score|psnr|ssim|gram|error|iou|acc|var
     r'^(show|draw|plot)_', re.I)
 draws = re.compile(r'show_grid\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
+    'steps.as_picture', 'steps.smooth_field',
     'fairness.error_rates', 'runner.run_cells', 'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores',
     'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
     'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'show.as_jpeg', 'show.beside'}

@@ -116,14 +116,14 @@ def everybody(f, size):
     from course_lib.crappify import _photos
     from course_lib.cyclegan import side_pictures
     from course_lib.tensors import PILPhoto
-    from course_lib.apps.lab import crappify_lab
+    from course_lib.apps.lab import CrappifyLab
     from course_lib.apps.page import read_photo
     from course_lib.pairs import SquarePhoto
     from course_lib.style import open_picture
     from course_lib.wgan import open_square
     def same(im, rng): return im
     square = f.parent.parent/'trainA'; square.mkdir(); (square/f.name).write_bytes(f.read_bytes())
-    lab = crappify_lab(f.parent)
+    lab = CrappifyLab(f.parent)
     yield 'open_rgb', open_rgb(f)
     yield 'PILPhoto', PILPhoto.create(f)
     yield 'SquarePhoto', SquarePhoto.create(f)

@@ -342,6 +342,6 @@ def test_lesson_08_takes_what_a_setting_names(data_folder, tmp_path):
     Image.new('RGB', (70, 50), 'red').save(path/'style_mine.jpg')
     cfg = lesson_settings('08', 'sample')
     assert [o.name for o in style_files(path, cfg)] == own
-    assert [o.name for o in style_files(path, {**cfg, 'style_name': 'mine'})] == sorted([*own, 'style_mine.jpg'])
-    with pytest.raises(CourseError, match='style_name = nobody.*night') as e: style_files(path, {**cfg, 'style_name': 'nobody'})
+    assert [o.name for o in style_files(path, lesson_settings('08', 'sample', style_name='mine'))] == sorted([*own, 'style_mine.jpg'])
+    with pytest.raises(CourseError, match='style_name = nobody.*night') as e: style_files(path, lesson_settings('08', 'sample', style_name='nobody'))
     assert '\n' not in str(e.value)

@@ -343,7 +343,7 @@ def test_batch_from_memory(capsys):
     each, weights = picture_bytes(model, (64, 64)), 4*sum(p.nbytes for p in model.parameters())
     memory = int((weights + 1.5*each*5.5)/.8)
     assert bs_that_fits(model, (64, 64), memory) == 5
-    assert card_bs(cfg(bs=16), model, (64, 64), memory) == 5 and 'bs 5 instead of 16' in capsys.readouterr().out
+    assert card_bs(cfg(bs=16), model, (64, 64), memory) == 5 and 'bs 5, not 16' in capsys.readouterr().out
     assert card_bs(cfg(bs=4), model, (64, 64), memory) == 4 and not capsys.readouterr().out
     with pytest.raises(CourseError, match='bs = 16 at 64×64 does not fit'): card_bs(cfg(bs=16), model, (64, 64), weights)
 
