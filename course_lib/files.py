@@ -54,7 +54,8 @@ def why_unwritable(
 ) -> str:
     "What to do when nothing can be written, in a line"
     full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-    why = 'the disk is full. Make room there' if full else f'it cannot be written to ({e.strerror or e}). Mend that'
+    broken = f'it cannot be written to ({e.strerror or e}). Mend that'
+    why = 'the disk is full. Make room there' if full else broken
     return f'{tell_path(path)}: {why}, or choose another place with {setting}'
 
 # %% ../nbs/lib/files.ipynb #0bf0e71f
