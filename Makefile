@@ -9,7 +9,7 @@ BIN := .venv/bin
 export UV_COMPILE_BYTECODE := 1
 export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
-.PHONY: setup course test test-gpu gpu-report lab bench lock clean
+.PHONY: setup course test test-gpu gpu-report lab bench lock navigation clean
 .DEFAULT_GOAL := course
 
 setup: .venv/.ready
@@ -58,6 +58,10 @@ bench: setup
 # Names and versions only; universal, so that one file serves Linux, macOS and every supported Python.
 lock:
 	uv pip compile --quiet --universal --upgrade --no-header --no-annotate --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+
+# Previous and next at the head and foot of every notebook.
+navigation: setup
+	@$(BIN)/python -c 'from course_lib.navigation import write_navigation; write_navigation()'
 
 clean:
 	rm -rf _runs data/sample data/cache
