@@ -10,14 +10,17 @@ from .show import colors
 
 # %% ../nbs/lib/diagrams.ipynb #5c0de002
 node_looks = dict(data=dict(boxstyle='square,pad=.45', fc='white', ec='#333'),
-    layer=dict(boxstyle='round,pad=.45', fc='#d6e6f2', ec=colors[0]), op=dict(boxstyle='circle,pad=.25', fc='white', ec='#333'),
+    layer=dict(boxstyle='round,pad=.45', fc='#d6e6f2', ec=colors[0]),
+    op=dict(boxstyle='circle,pad=.25', fc='white', ec='#333'),
     frozen=dict(boxstyle='round,pad=.45', fc='#e8e8e8', ec='#555', ls='--'),
-    loss=dict(boxstyle='round4,pad=.5', fc='#fbe3b8', ec=colors[3]), none=dict(boxstyle='square,pad=.1', fc='none', ec='none'))
+    loss=dict(boxstyle='round4,pad=.5', fc='#fbe3b8', ec=colors[3]),
+    none=dict(boxstyle='square,pad=.1', fc='none', ec='none'))
 
 # %% ../nbs/lib/diagrams.ipynb #5c0de003
 def _edge(ax, a, b, text='', rad=0, back=False):
     color = colors[3] if back else '#333'
-    how = dict(arrowstyle='-|>', lw=1.3, color=color, ls='--' if back else '-', connectionstyle=f'arc3,rad={rad}',
+    how = dict(arrowstyle='-|>', lw=1.3, color=color, ls='--' if back else '-',
+        connectionstyle=f'arc3,rad={rad}',
         patchA=a.get_bbox_patch(), patchB=b.get_bbox_patch(), shrinkA=1, shrinkB=1, mutation_scale=11)
     (x0, y0), (x1, y1) = a.get_position(), b.get_position()
     ax.annotate('', (x1, y1), (x0, y0), arrowprops=how, zorder=1)
@@ -28,7 +31,7 @@ def _edge(ax, a, b, text='', rad=0, back=False):
 
 # %% ../nbs/lib/diagrams.ipynb #5c0de004
 def draw_schematic(
-    nodes:dict,   # name: (x, y, text) or (x, y, text, kind); kinds are in `node_looks`, a layer where none is given
+    nodes:dict,   # name: (x, y, text) or (x, y, text, kind of `node_looks`; else a layer)
     edges:list,   # (from, to) or (from, to, dict(text, rad, back)), by the names of the nodes
     title:str='', # a line above
     ax=None       # a matplotlib axes; None: a new figure, an inch for every step of x and y

@@ -39,8 +39,8 @@ def navigation(path:Path) -> str: # a notebook somewhere below `nbs/`
     link = lambda p, text: f'[{text}]({Path(os.path.relpath(p, path.parent)).as_posix()})'
     start, number = link(nbs/'00_start_here.ipynb', 'start'), lambda p: p.stem.split('_')[0]
     if path.parent != nbs:
-        lesson = [link(nbs/path.name, f'the lesson: {notebook_title(nbs/path.name)}')] if path.stem in lessons() else []
-        return ' · '.join([*lesson, start])
+        if path.stem not in lessons(): return start
+        return f"{link(nbs/path.name, f'the lesson: {notebook_title(nbs/path.name)}')} · {start}"
     order = sorted(nbs.glob('[0-9]*.ipynb'))
     i = order.index(path)
     links = [f"← {link(o, f'{number(o)} {notebook_title(o)}')}" for o in order[:i][-1:]] + [start]*(i > 0)
@@ -59,7 +59,8 @@ def with_navigation(nb:dict, path:Path) -> dict: # a notebook as JSON, its place
 def write_navigation():
     "Write the line of links into every notebook of the clone, where it is not there yet"
     nbs = clone_root()/'nbs'
-    for p in sorted(o for o in nbs.rglob('*.ipynb') if not any(d[0] in '._' for d in o.relative_to(nbs).parts)):
+    for p in sorted(nbs.rglob('*.ipynb')):
+        if any(d[0] in '._' for d in p.relative_to(nbs).parts): continue
         nb = json.loads(p.read_text(encoding='utf-8'))
         new = with_navigation(nb, p)
         if new != nb: write_atomic(p, json.dumps(new, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
