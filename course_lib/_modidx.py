@@ -103,6 +103,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'course_lib.cli': { 'course_lib.cli._data_row': ('lib/cli.html#_data_row', 'course_lib/cli.py'),
                                 'course_lib.cli._device_name': ('lib/cli.html#_device_name', 'course_lib/cli.py'),
                                 'course_lib.cli._keep': ('lib/cli.html#_keep', 'course_lib/cli.py'),
+                                'course_lib.cli._keep_weights': ('lib/cli.html#_keep_weights', 'course_lib/cli.py'),
                                 'course_lib.cli._memory': ('lib/cli.html#_memory', 'course_lib/cli.py'),
                                 'course_lib.cli._notebooks': ('lib/cli.html#_notebooks', 'course_lib/cli.py'),
                                 'course_lib.cli._outcome': ('lib/cli.html#_outcome', 'course_lib/cli.py'),

@@ -148,7 +148,7 @@ def lesson_module(lesson:str): # its name
     return importlib.import_module(f'course_lib.{lessons()[find_lesson(lesson)].module}')
 
 # %% ../nbs/lib/cli.ipynb #cbbb8554
-def _keep(name):
+def _keep_weights(name):
     from course_lib.kept_weights import keep_training, kept_trainings
     mine = [k for k,o in kept_trainings().items() if find_lesson(o.lesson) == name]
     if not mine: raise CourseError(f'{name} has no weights that come with the course')
@@ -161,7 +161,7 @@ def train(
     keep:bool=False  # Train for as long as the kept weights were, and write them with their card
 ):
     "Train a lesson's model outside its notebook; under torchrun, on several devices where the lesson can"
-    if keep: return _keep(find_lesson(lesson))
+    if keep: return _keep_weights(find_lesson(lesson))
     header(lesson, profile)
     fn, name = getattr(lesson_module(lesson), 'train', None), find_lesson(lesson)
     if not fn: raise CourseError(f'{name} has nothing to train outside its notebook')
