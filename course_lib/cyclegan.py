@@ -146,9 +146,9 @@ class UnetGenerator(nn.Module):
         for f in self.downs: across.append(f(across[-1]))
         y = self.middle(across.pop())
         for f in self.ups: y = torch.cat([f(y), across.pop()], 1)
-        y = self.last(y)
-        return torch.tanh(y + torch.atanh(.98*x) if self.skip else y)
+        return torch.tanh(self.last(y) + (torch.atanh(.98*x) if self.skip else 0))
 
+# %% ../nbs/07_cyclegan.ipynb #07a00011
 generators = dict(resnet=ResnetGenerator, unet=UnetGenerator) # what the setting `generator` names
 
 # %% ../nbs/07_cyclegan.ipynb #b3bf4b1b
@@ -204,7 +204,7 @@ def _l1(x, y): return F.l1_loss(x.float(), y)
 def _networks(cfg, generator):
     "Two generators and two discriminators; `CourseError` for pictures that one of them would halve away"
     sz, least, halved = cfg.sz, 3*2**cfg.layers, dict(resnet=4, unet=8)[cfg.generator]
-    if sz % halved: raise CourseError(f'sz = {sz}: the generator halves and doubles. Expected a multiple of {halved}')
+    if sz % halved: raise CourseError(f'sz = {sz}: the generator halves it. Expected a multiple of {halved}')
     if sz < least:
         raise CourseError(f'sz = {sz}: layers = {cfg.layers} halve it away. Expected {least} or more')
     make = generator or partial(generators[cfg.generator], cfg.ngf, cfg.blocks, bool(cfg.skip))
@@ -289,7 +289,7 @@ def cycle_step(gan, a, b): # a `CycleGAN`; pictures of both kinds (n, 3, h, w)
 
 # %% ../nbs/07_cyclegan.ipynb #47cd2234
 def lr_factor(epoch:int, epochs:int, decay:int) -> float: # from 0; with the whole rate; in which it falls
-    "The part of the learning rate in an epoch: all of it, then down in equal steps (Zhu et al. 2017, appendix 7.1)"
+    "The part of the learning rate: all of it, then down in equal steps (Zhu et al. 2017, appendix 7.1)"
     return 1. if epoch < epochs else 1 - (epoch-epochs+1)/(decay+1)
 
 # %% ../nbs/07_cyclegan.ipynb #69453c55
