@@ -250,6 +250,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'course_lib/cyclegan.py'),
                                      'course_lib.cyclegan._average': ('cyclegan.html#_average', 'course_lib/cyclegan.py'),
                                      'course_lib.cyclegan._conv': ('cyclegan.html#_conv', 'course_lib/cyclegan.py'),
+                                     'course_lib.cyclegan._keep_epoch': ('cyclegan.html#_keep_epoch', 'course_lib/cyclegan.py'),
                                      'course_lib.cyclegan._l1': ('cyclegan.html#_l1', 'course_lib/cyclegan.py'),
                                      'course_lib.cyclegan._move': ('cyclegan.html#_move', 'course_lib/cyclegan.py'),
                                      'course_lib.cyclegan._networks': ('cyclegan.html#_networks', 'course_lib/cyclegan.py'),

@@ -339,6 +339,13 @@ def set_rates(gan, epoch:int): # a `CycleGAN`; from 0
     for o,lr in ((gan.opt_g, gan.cfg.lr), (gan.opt_d, gan.cfg.lr_critic)):
         for g in o.param_groups: g['lr'] = lr*factor
 
+# %% ../nbs/07_cyclegan.ipynb #07a00014
+def _keep_epoch(gan, file, fixed, log, seconds): # the checkpoint and the strips of an epoch
+    n = len(log)
+    save_checkpoint(file, *cycle_state(gan), epoch=n, log=log, seconds=seconds)
+    if not fixed or process_rank()[0]: return
+    save_strips(cycle_strips(gan, *fixed), file.parent/f'strips/{n-1:03d}.png')
+
 # %% ../nbs/07_cyclegan.ipynb #0057c916
 def fit_cycle(
     gan, ds,          # a CycleGAN; the training pictures
@@ -348,23 +355,19 @@ def fit_cycle(
     shown:bool=True   # show progress bar and losses
 ) -> list:            # a dict of the eight mean losses for each epoch
     "Train for `epochs` + `epochs_decay` epochs; a checkpoint and a picture of strips after each"
-    (rank, world), bs, file = process_rank(), gan.cfg.bs, Path(folder or '.')/'last.pth'
-    if len(ds) < bs*world: raise CourseError(f'fit_cycle: bs = {bs}, and there are {len(ds)} pairs. Lower bs')
-    at = dict(epoch=0, log=[])
+    n, file, at = gan.cfg.bs*process_rank()[1], Path(folder or '.')/'last.pth', dict(log=[], seconds=0.)
+    if len(ds) < n: raise CourseError(f'fit_cycle: {len(ds)} pairs, and a batch has {n}. Lower bs')
     if folder and resume and file.exists(): at = load_checkpoint(file, *cycle_state(gan))
-    began, before = time.time(), at.get('seconds', 0)
-    todo, log = range(at['epoch'], gan.cfg.epochs+gan.cfg.epochs_decay), at['log']
-    mb = master_bar(todo) if shown and rank == 0 else None
+    log, began = at['log'], time.time()-at['seconds']
+    todo = range(len(log), gan.cfg.epochs+gan.cfg.epochs_decay)
+    mb = master_bar(todo) if shown and process_rank()[0] == 0 else None
     for epoch in mb or todo:
         ds.set_epoch(epoch)
         set_rates(gan, epoch)
         log.append(cycle_epoch(gan, ds, mb))
         check_finite(f'fit_cycle, epoch {epoch+1}', gan) # the last checkpoint and its strips stay
         if mb: mb.write([f'{k} {v:.3f}' for k,v in log[-1].items()], table=True)
-        if folder: save_checkpoint(file, *cycle_state(gan), epoch=epoch+1, log=log,
-            seconds=before + time.time()-began)
-        if folder and fixed and not rank:
-            save_strips(cycle_strips(gan, *fixed), file.parent/f'strips/{epoch:03d}.png')
+        if folder: _keep_epoch(gan, file, fixed, log, time.time()-began)
     return log
 
 # %% ../nbs/07_cyclegan.ipynb #a08315b2
@@ -404,6 +407,7 @@ def cycle_pair(cfg) -> nn.ModuleDict: # the lesson's settings
     "The two generators, untrained, as `G` and `F`"
     return nn.ModuleDict(dict(zip('GF', _networks(cfg, None)[:2])))
 
+# %% ../nbs/07_cyclegan.ipynb #07a00013
 def train_zebras(cfg) -> tuple: # settings of a kept training; (`cycle_pair`, seconds)
     "Train the pair that is kept, going on where it was stopped"
     path, folder = get_data(cfg.dataset, cfg.profile), runs_home()/'07_zebras'

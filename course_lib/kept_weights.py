@@ -142,7 +142,8 @@ def measure_kept(name:str, net:nn.Module) -> dict: # see `kept_trainings`; the n
 # %% ../nbs/lib/weights.ipynb #6e7a0006
 def _commit():
     if not clone_root(): return 'not a clone'
-    got = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=clone_root(), capture_output=True, text=True)
+    ask = ['git', 'rev-parse', '--short', 'HEAD']
+    got = subprocess.run(ask, cwd=clone_root(), capture_output=True, text=True)
     return got.stdout.strip() or 'unknown'
 
 def _card(name, about, seconds): # markdown
@@ -151,10 +152,11 @@ def _card(name, about, seconds): # markdown
     changed = ', '.join(f'{k} {v}' for k,v in o.settings.items())
     return f"""# {o.title}
 
-- **File**: `{name}.safetensors`, {size:.1f} MB, numbers of 16 bits, sha256 of the numbers `{about.sha256[:16]}…`
+- **File**: `{name}.safetensors`, {size:.1f} MB, 16 bits a number, sha256 of them `{about.sha256[:16]}…`
 - **Trained on** {o.data}
 - **Training**: lesson {o.lesson}, profile {o.profile}, with {changed}; seed {about.settings['seed']};
-  {seconds:,.0f} seconds on {device_name()}, commit {_commit()}. Made again by `course train {o.lesson} --keep`
+  {seconds:,.0f} seconds on {device_name()}, commit {_commit()}.
+  Made again by `course train {o.lesson} --keep`
 - **Libraries**: {libs}
 
 ## Figures
