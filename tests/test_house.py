@@ -144,20 +144,21 @@ def prose(nb): return [''.join(c['source']) for c in nb['cells'] if c['cell_type
 
 
 def bold_terms(text):
-    """What a text has in bold: no label that ends in a colon, nothing in a heading, a quotation or the head of a table,
-    no stars in code"""
+    """What a text has in bold: no label, which ends in a colon or begins its line and is followed by one, nor the box's;
+    nothing in a heading, a quotation or the head of a table; no stars in code"""
     text = re.sub(r'(?s)```.*?```|`[^`]*`', lambda m: m[0].replace('**', ''), text)
     lines = text.splitlines()
     rules = [bool(re.fullmatch(r'[\s|:-]*---[\s|:-]*', o)) and '|' in o for o in lines] # the line below the head of a table
-    kept = [o for o, below in zip(lines, [*rules[1:], False]) if not below and not re.match(r'\s*[#>]', o)]
-    found = re.findall(r'(?s)\*\*(.+?)\*\*(:?)', '\n'.join(kept))
-    return [' '.join(o.split()) for o, colon in found if not colon and not o.rstrip().endswith(':')]
+    kept = '\n'.join(o for o, below in zip(lines, [*rules[1:], False]) if not below and not re.match(r'\s*[#>]', o))
+    label = re.compile(r'\*\*([^*]*:|At the end you have)\*\*|(?m:^)[-\s\d.|]*\*\*[^*]+\*\*:')
+    return [' '.join(o.split()) for o in re.findall(r'(?s)\*\*(.+?)\*\*', label.sub('', kept))]
 
 
 def test_bold_terms_are_found():
     "The next test sees terms, and nothing else"
-    text = '# A **heading**\n\n> **Quoted**\n\n**Label:** a **skip\nconnection**, `2**3`, **other**: `x**y`\n\n| **head** |\n|---|\n| **recall** |'
-    assert bold_terms(text) == ['skip connection', 'recall']
+    text = ('# A **heading**\n\n> **Quoted**\n\n**Label:** a **skip\nconnection**, `2**3`, **other**: `x**y`\n- **File**: this\n'
+            '\n**At the end you have** it\n\n| **head** |\n|---|\n| **recall** |')
+    assert bold_terms(text) == ['skip connection', 'other', 'recall']
 
 
 def test_glossary_has_a_table_for_each_notebook():
