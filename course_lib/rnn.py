@@ -235,11 +235,11 @@ class Model5(Model4):
     def __init__(self, nv:int, nh:int): super().__init__(nv, nh, nn.GRU, 2) # words; activations
 
 # %% ../nbs/09_human_numbers.ipynb #1b0ba2ea
-def number_ids(path, hold_out=False): # the dataset's folder; train on 1 to 7,000, validate on 7,001 to 7,999?
+def number_ids(path, hold_out=False): # the dataset's folder; train on seven eighths, validate on the rest?
     "Training text and validation text as numbers, the vocabulary of all training lines, validation lines"
     train, valid = (read_numbers(path, o) for o in ('train', 'valid'))
     vocab = make_vocab(number_tokens(train))
-    if hold_out: train, valid = train[:7000], train[7000:]
+    if hold_out: train, valid = train[:(cut := len(train)*7//8 + 1)], train[cut:]
     return *(numericalize(number_tokens(o), vocab) for o in (train, valid)), vocab, valid
 
 # %% ../nbs/09_human_numbers.ipynb #4f049f74
