@@ -103,7 +103,7 @@ class WordAccuracy(Metric):
 class WordPerplexity(WordAccuracy):
     "e to the power of a word's mean cross entropy"
     name = property(lambda self: 'perplexity')
-    def of(self, learn, y): return learn.loss*y.numel()
+    def of(self, learn, y): return F.cross_entropy(learn.pred.flatten(0, -2), y.flatten(), reduction='sum')
     value = property(lambda self: math.exp(self.sum/self.n) if self.n else None)
 
 # %% ../nbs/09_human_numbers.ipynb #3dbd37df
