@@ -90,6 +90,7 @@ def read_weights(
         raise CourseError(f'{tell_path(path)}: {why}. {want}') from None
     if not isinstance(about, dict) or not {'kind', 'settings', 'sha256', 'versions'} <= set(about):
         raise CourseError(f'{tell_path(path)}: it does not say which network it belongs to. {want}')
+    about['settings'] = AttrDict(about['settings'])
     if weights_digest(tensors) == about['sha256']: return tensors, AttrDict(about)
     raise CourseError(f'{tell_path(path)}: damaged: its numbers are not those that were saved. Make it again')
 
