@@ -138,12 +138,13 @@ def three_groups(model): # a `small_net`
     n = len(model)
     return L(model[:2], model[2:n-3], model[n-3:]).map(params)
 
-# %% ../nbs/11_training_phases.ipynb #23af2957
+# %% ../nbs/11_training_phases.ipynb #1ef61ac7
 def _times(v, k):
     "A rate times k, be it a number, slice or list"
     if isinstance(v, slice): return slice(v.start and v.start*k, v.stop*k)
     return np.asarray(v, dtype=float)*k if isinstance(v, (list, np.ndarray)) else v*k
 
+# %% ../nbs/11_training_phases.ipynb #23af2957
 def phases_step(
     epochs:list, lr, opt_func=SGD, # how long each step is; the first rate; makes the optimiser
     div:float=10, momentum=.9      # what the rate is divided by from step to step; momentum in all of them
