@@ -1,5 +1,5 @@
 # make course [LESSONS="01 09"] [PROFILE=full]   run the lessons     make test   everything that CI checks
-# make lab   JupyterLab on nbs/     make bench   the measurements     make test-gpu, make gpu-report   on a CUDA machine
+# make lab   JupyterLab on nbs/     make site   pages to read    make bench   the measurements     make test-gpu, make gpu-report   on a CUDA machine
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := .venv/bin
 export UV_COMPILE_BYTECODE := 1
 export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
-.PHONY: setup course test test-gpu gpu-report lab bench lock navigation clean
+.PHONY: setup course test test-gpu gpu-report lab site bench lock navigation clean
 .DEFAULT_GOAL := course
 
 setup: .venv/.ready
@@ -38,7 +38,7 @@ test: setup
 	@echo "1 of 2: the notebooks, top to bottom"
 	@COURSE_PROFILE=sample COURSE_DEVICE=cpu $(BIN)/python tests/run_notebooks.py
 	@echo "2 of 2: the tests"
-	@OMP_NUM_THREADS=1 COURSE_DEVICE=cpu $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 COURSE_DEVICE=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "make test-gpu: torch sees no CUDA device here, so nothing was tested")'
@@ -52,6 +52,10 @@ gpu-report: setup
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir nbs
 
+# Static pages of the notebooks as they were executed: _site/index.html
+site: setup
+	@$(BIN)/python site/build.py
+
 bench: setup
 	@for f in $(filter-out benchmarks/gpu_report.py benchmarks/train_restorer.py,$(wildcard benchmarks/*.py)); do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
@@ -64,4 +68,4 @@ navigation: setup
 	@$(BIN)/python -c 'from course_lib.navigation import write_navigation; write_navigation()'
 
 clean:
-	rm -rf _runs data/sample data/cache
+	rm -rf _runs _site data/sample data/cache

@@ -148,12 +148,20 @@ def lesson_module(lesson:str): # its name
     return importlib.import_module(f'course_lib.{lessons()[find_lesson(lesson)].module}')
 
 # %% ../nbs/lib/cli.ipynb #cbbb8554
+def _keep_weights(name):
+    from course_lib.kept_weights import keep_training, kept_trainings
+    mine = [k for k,o in kept_trainings().items() if find_lesson(o.lesson) == name]
+    if not mine: raise CourseError(f'{name} has no weights that come with the course')
+    for o in mine: print(f'{o}: {tell_path(keep_training(o))}')
+
 @call_parse
 def train(
     lesson:str,      # The lesson, such as 01
-    profile:str=None # sample or full (default: settings.ini, or COURSE_PROFILE)
+    profile:str=None,# sample or full (default: settings.ini, or COURSE_PROFILE)
+    keep:bool=False  # Train for as long as the kept weights were, and write them with their card
 ):
     "Train a lesson's model outside its notebook; under torchrun, on several devices where the lesson can"
+    if keep: return _keep_weights(find_lesson(lesson))
     header(lesson, profile)
     fn, name = getattr(lesson_module(lesson), 'train', None), find_lesson(lesson)
     if not fn: raise CourseError(f'{name} has nothing to train outside its notebook')

@@ -11,8 +11,7 @@ from .core import CourseError
 
 # %% ../nbs/12_who_it_affects.ipynb #dfaae22e
 def camera(
-    x,               # pictures (n, 1, h, w) of 0–1
-    faint,           # (n,) bools: who writes with a faint pen
+    x, faint,        # pictures (n, 1, h, w) of 0–1; (n,) bools: who writes with a faint pen
     seed:int,        # for the grain
     ink:float=.2,    # what is left of a faint pen's contrast
     grain:float=.1   # standard deviation of the grain, the same for all

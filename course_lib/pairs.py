@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['pair_files', 'make_pairs', 'photo_of', 'held_out', 'SquarePhoto', 'CropAlike', 'pair_tfms', 'crops_each',
            'crappy_variant', 'pair_dls', 'show_rows', 'on_normalised', 'photo_scores', 'enlarged', 'tell_scores',
-           'restored']
+           'restored', 'photo_squares', 'quartered', 'square_batch']
 
 # %% ../nbs/lib/pairs.ipynb #abba9275
 import hashlib, time
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, torch, torch.nn.functional as F
 from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, Normalize, RandTransform, TensorImage,
     aug_transforms, imagenet_stats)
 from PIL.Image import Resampling
@@ -18,7 +18,7 @@ from .core import CourseError, data_home, course_device, tell_path
 from .crappify import crappify_folder
 from .pictures import crappy_name, legible
 from .data import get_data
-from .tensors import TensorDL, PILPhoto
+from .tensors import TensorDL, PILPhoto, image_cache
 from .metrics import psnr, ssim
 from .models import imagenet_norm
 from .samples.make import known_files
@@ -185,3 +185,26 @@ def restored(
         seconds += time.perf_counter()-t0
     xs, outs, ys = (torch.cat([o[i].as_subclass(torch.Tensor) for o in res]) for i in range(3))
     return xs, outs, ys, seconds/(len(xs)*xs.shape[-1]*xs.shape[-2]/1e6)
+
+# %% ../nbs/lib/pairs.ipynb #6c0d0011
+def photo_squares(
+    path, pattern:str, valid:bool, # a folder of photographs; which, such as `images/*.jpg`; those held out?
+    px:int=256                     # side of the squares
+): # bytes (n, 3, px, px)
+    "The squares in the middle of photographs, those held out or those to train with, decoded once"
+    files = [p for p in known_files(sorted(Path(path).glob(pattern))) if held_out(p, path) == valid]
+    return image_cache(files, SquarePhoto.create, (px, px))
+
+def quartered(y): # (n, 3, h, w), normalised
+    "Reduced to a quarter of the side, and enlarged again"
+    how = dict(mode='bilinear', align_corners=False)
+    low = F.interpolate(y, scale_factor=.25, antialias=True, **how)
+    return F.interpolate(low, size=y.shape[-2:], **how)
+
+def square_batch(x, cfg): # see `photo_squares`; settings: bs, crop → (input, target), normalised
+    "A batch for 4× super-resolution: random squares, half of them mirrored, on the default device"
+    places = torch.randint(x.shape[-1]-cfg.crop+1, (cfg.bs, 2)).tolist()
+    crops = [x[i, :, r:r+cfg.crop, c:c+cfg.crop] for i,(r,c) in zip(torch.randint(len(x), (cfg.bs,)), places)]
+    y = imagenet_norm(torch.stack(crops).to(course_device())/255)
+    y = torch.where(torch.rand(len(y), 1, 1, 1, device=y.device) < .5, y.flip(-1), y)
+    return quartered(y), y

@@ -28,7 +28,7 @@ def text_places(lines) -> list: # numbers in words
 
 # %% ../nbs/09b_looking_back.ipynb #0bf382d6
 def thousands_right(model, ids, lines, bs:int, bptt:int) -> float: # a text as numbers, and as lines
-    "The part of the thousands words that a language model foretells"
+    "The part of the thousands words that a language model predicts"
     _, y, p = guesses(model, ids, bs, bptt)
     at = torch.tensor([o == 'thousands' for o in text_places(lines)[1:y.numel()+1]])
     return (p == y).flatten()[at].float().mean().item()
@@ -95,7 +95,7 @@ def point_back(
     q, keys,      # (bs, T, nk), what each of T words looks for; (bs, M+T, nk), what all have to offer
     words, nv:int # (bs, M+T), M remembered ones first, -1 where there was none yet; words in the vocabulary
 ): # (bs, T, nv) attention by the word it would say; (bs, T, M+T-1) attention by position
-    "Look for moments like this one among the last M words, and say what came next (after Merity et al. 2016)"
+    "Look for moments like this one among the last M words, and say what came next (after Grave et al. 2016)"
     (T, nk), S = q.shape[1:], keys.shape[1]
     now, j = torch.arange(S-T, S, device=q.device)[:,None], torch.arange(S-1, device=q.device)
     ok = (j < now) & (j >= now-(S-T)) & (words[:,None,:-1] >= 0) # what follows j was read, not too long ago
@@ -117,7 +117,7 @@ class Memory:
 
 # %% ../nbs/09b_looking_back.ipynb #d7a14b20
 class PointerLM(nn.Module):
-    "A two-layer GRU with tied weights that can point back at what it read (after Merity et al. 2016)"
+    "A two-layer GRU with tied weights that can point back at what it read"
     def __init__(self, nv:int, nh:int, # words in the vocabulary; activations
         p:float=.2, nk:int=32, memory:int=24 # dropout; length of a key; how many words back it can look
     ):

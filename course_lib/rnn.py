@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['read_numbers', 'number_tokens', 'make_vocab', 'textify', 'numericalize', 'Segments', 'number_dls', 'WordAccuracy',
-           'first_layers', 'Model0', 'last_word_loss', 'words_learner', 'Model1', 'Model2', 'word_scores', 'guesses',
-           'kept_state', 'cut_off', 'norm_words', 'Model3', 'Model4', 'Model5', 'number_ids', 'train']
+           'WordPerplexity', 'first_layers', 'Model0', 'last_word_loss', 'words_learner', 'Model1', 'Model2',
+           'word_scores', 'guesses', 'kept_state', 'cut_off', 'norm_words', 'Model3', 'Model4', 'Model5', 'number_ids',
+           'train']
 
 # %% ../nbs/09_human_numbers.ipynb #5e890455
+import math
 from functools import partial
 from pathlib import Path
 import torch
@@ -87,15 +89,22 @@ def number_dls(
 
 # %% ../nbs/09_human_numbers.ipynb #9b0e4028
 class WordAccuracy(Metric):
-    "The part of all words that were foretold; one answer for a row is compared with its last word"
+    "The part of all words that were predicted; one answer for a row is compared with its last word"
     name = property(lambda self: 'accuracy')
-    def reset(self): self.right, self.n = 0, 0
+    def reset(self): self.sum, self.n = 0., 0
+    def of(self, learn, y): return (learn.pred.argmax(-1) == y).sum() # over the words of a batch
     def accumulate(self, learn):
         y = learn.y if learn.pred.ndim == 3 else learn.y[:,-1]
-        self.right += (learn.pred.argmax(-1) == y).sum().item()
-        self.n += y.numel()
+        self.sum, self.n = self.sum + self.of(learn, y).item(), self.n + y.numel()
     @property
-    def value(self): return self.right/self.n if self.n else None
+    def value(self): return self.sum/self.n if self.n else None
+
+# %% ../nbs/09_human_numbers.ipynb #67fc51f8
+class WordPerplexity(WordAccuracy):
+    "e to the power of a word's mean cross entropy"
+    name = property(lambda self: 'perplexity')
+    def of(self, learn, y): return F.cross_entropy(learn.pred.flatten(0, -2), y.flatten(), reduction='sum')
+    value = property(lambda self: math.exp(self.sum/self.n) if self.n else None)
 
 # %% ../nbs/09_human_numbers.ipynb #3dbd37df
 def first_layers(model, nv:int, nh:int, calm=True): # gets the layers; words in the vocabulary; activations
@@ -127,9 +136,9 @@ def words_learner(
     loss_func=None, cbs=None, # None: cross entropy over all words; None: the callback that resets the state
     **kwargs                  # more for `course_learner`
 ): # a fastai Learner
-    "A Learner that counts words; a model's state is reset before training and before validation"
+    "A Learner with perplexity and accuracy; a model's state is reset before training and before validation"
     if cbs is None: cbs = [ModelResetter()] if hasattr(model, 'reset') else []
-    return course_learner(dls, model, loss_func, WordAccuracy(), cbs=cbs, **kwargs)
+    return course_learner(dls, model, loss_func, [WordPerplexity(), WordAccuracy()], cbs=cbs, **kwargs)
 
 # %% ../nbs/09_human_numbers.ipynb #5f997ca3
 class Model1(nn.Module):
@@ -226,11 +235,11 @@ class Model5(Model4):
     def __init__(self, nv:int, nh:int): super().__init__(nv, nh, nn.GRU, 2) # words; activations
 
 # %% ../nbs/09_human_numbers.ipynb #1b0ba2ea
-def number_ids(path, hold_out=False): # the dataset's folder; train on 1 to 7,000, validate on 7,001 to 7,999?
+def number_ids(path, hold_out=False): # the dataset's folder; train on seven eighths, validate on the rest?
     "Training text and validation text as numbers, the vocabulary of all training lines, validation lines"
     train, valid = (read_numbers(path, o) for o in ('train', 'valid'))
     vocab = make_vocab(number_tokens(train))
-    if hold_out: train, valid = train[:7000], train[7000:]
+    if hold_out: train, valid = train[:(cut := len(train)*7//8 + 1)], train[cut:]
     return *(numericalize(number_tokens(o), vocab) for o in (train, valid)), vocab, valid
 
 # %% ../nbs/09_human_numbers.ipynb #4f049f74

@@ -130,6 +130,9 @@ def _offline_markdown(folder):
     from latex2mathml.converter import convert
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
     class Offline(IPythonRenderer):
+        def heading(self, text, level, **attrs): # with the name that links to a heading use
+            name = re.sub('<[^>]*>', '', text).replace(' ', '-')
+            return f'<h{level} id="{name}">{text}</h{level}>\n'
         def block_math(self, body): return convert(body.strip(), display='block')
         def inline_math(self, body): # between dollars with blanks stands a price
             return convert(body) if body == body.strip() else super().inline_math(body)

@@ -26,10 +26,8 @@ from .tensors import image_cache
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9ba17cc8
 def listed_pictures(
-    path,              # a folder with `files.csv`, a file on each line
-    fraction:float=1., # how much of the list to take
-    seed:int=0         # which part that is
-) -> list:             # the files, in a random order
+    path, fraction:float=1., seed:int=0 # a folder with `files.csv`; how much of it; which part that is
+) -> list: # the files, in a random order
     "A random part of the pictures that a list names; raises `CourseError` where it would be none"
     names = (Path(path)/'files.csv').read_text(encoding='utf-8').splitlines()
     order, n = np.random.default_rng(seed).permutation(len(names)), round(fraction*len(names))
@@ -55,7 +53,7 @@ def bedroom_tensors(cfg): # the lesson's settings; two tensors of bytes (n, 3, s
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9f496f59
 class ConvBlock(nn.Sequential):
-    "Convolution, leaky ReLU, batch norm; with stride 2 the grid is halved (DCGAN, section 3)"
+    "Convolution, leaky ReLU, batch norm, in the lecture's order; with stride 2 the grid is halved"
     def __init__(self,
         ni:int, nf:int, # channels in and out
         ks:int=4,       # side of the kernel
@@ -240,7 +238,7 @@ class WGAN(Turns):
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #c9c2eedc
 def generator_turn(run, n:int, gap): # a `WGAN`; pictures in a batch; the critic's last loss
-    "A step of the generator; both losses go to the history"
+    "A generator step; both losses go to the history"
     score = wgan_gen_step(run.gen, run.critic, run.opt_g, noise(n, run.cfg.nz, run.rng))
     run.history.append((gap.item(), score.item()))
     if not np.isfinite(run.history[-1]).all(): check_finite(f'WGAN, epoch {run.epoch}', run.gen, run.critic)
@@ -287,7 +285,6 @@ def generator_sizes(cfg): # the lesson's settings
     "What decides about the generator's shape"
     return {k: cfg[k] for k in ('sz', 'nz', 'nf_gen', 'n_extra')}
 
-# %% ../nbs/06_wgan_bedrooms.ipynb #03a48581
 def train(cfg): # the lesson's settings
     "Train the generator and save it, going on where it was stopped; what `course train 06` runs"
     seed_everything(cfg.seed)

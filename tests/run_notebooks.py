@@ -1,26 +1,29 @@
-"""Run every notebook under nbdev-test, each in a process of its own, several side by side as `course run` does, the longest first, and print what each took.
+"""Run every notebook with nbdev's tester, each in a process of its own, several side by side as `course run` does, the longest first, and print what each took.
 
-nbdev-test runs a notebook in an in-process shell; notebooks that share a worker would share dtype, environment and modules.
+Notebooks that shared a process would share dtype, environment and modules. On Linux the processes are forked from one that has imported torch and fastai
+already and has computed nothing, which saves each of them some seconds.
 
     python tests/run_notebooks.py [--jobs 2] [name ...]
 """
-import argparse, os, subprocess, sys, time
-from concurrent.futures import ThreadPoolExecutor
+import argparse, multiprocessing, os, sys, tempfile, time
+from importlib import import_module
 from pathlib import Path
-from course_lib.runner import full_name, longest_first, notebooks, side_by_side, threads_env
 from course_lib.core import active_profile
+from course_lib.runner import cell_minutes, full_name, longest_first, notebooks, side_by_side, threads_env
 
 root = Path(__file__).resolve().parent.parent
 
 
-def run(nb, env):
+def run(nb):
+    "Name, whether it passed, seconds, and what was said"
+    from nbdev.test import test_nb
     t0 = time.time()
-    cmd = [Path(sys.executable).with_name('nbdev-test'), nb]
-    try: res = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root, env=env, timeout=4*1800)
-    except subprocess.TimeoutExpired as e: ok, said = False, f'stopped after {e.timeout} s\n{e.stdout or ""}'
-    else: ok, said = res.returncode == 0 and 'Success.' in res.stdout, res.stdout
-    print('\n'.join([f"{full_name(nb):<32} {'ok' if ok else 'FAILED'}  {time.time()-t0:.0f} s", *([] if ok else [said])]), flush=True)
-    return ok
+    with tempfile.TemporaryFile('w+', errors='replace') as f:
+        for o in (1, 2): os.dup2(f.fileno(), o)
+        try: ok = test_nb(nb, skip_flags=(), cell_timeout=60*cell_minutes, basepath=root)[0]
+        except BaseException as e: ok = print(f'{type(e).__name__}: {e}', file=f, flush=True)
+        f.seek(0)
+        return full_name(nb), bool(ok), time.time()-t0, f.read()
 
 
 if __name__ == '__main__':
@@ -31,12 +34,13 @@ if __name__ == '__main__':
     todo = [o for o in notebooks() if not args.names or any(full_name(o).startswith(n) or o.stem.startswith(n) for n in args.names)]
     if not todo: sys.exit('run_notebooks: no notebook matches')
     jobs, threads = side_by_side(len(todo), profile, args.jobs)
-    env = {**threads_env(threads), **os.environ}
-    with ThreadPoolExecutor(jobs) as ex:
-        futures = [ex.submit(run, o, env) for o in longest_first(todo, profile)]
-        try: passed = [o.result() for o in futures]
-        except KeyboardInterrupt: # those that run have heard it as well
-            ex.shutdown(wait=False, cancel_futures=True)
-            sys.exit(130)
-    print(f'{sum(passed)} passed, {len(passed)-sum(passed)} failed')
-    sys.exit(not all(passed))
+    for k,v in threads_env(threads).items(): os.environ.setdefault(k, v)
+    how = 'fork' if sys.platform == 'linux' else 'spawn'
+    if how == 'fork': import_module('fastai.vision.all') # once for all
+    failed = []
+    with multiprocessing.get_context(how).Pool(jobs, maxtasksperchild=1) as pool:
+        for name,ok,seconds,said in pool.imap_unordered(run, longest_first(todo, profile)):
+            print(f"{name:<32} {'ok' if ok else 'FAILED'}  {seconds:.0f} s", *([] if ok else [said]), sep='\n' if not ok else '', flush=True)
+            if not ok: failed.append(name)
+    print(f'{len(todo)-len(failed)} passed, {len(failed)} failed')
+    sys.exit(bool(failed))

@@ -38,7 +38,7 @@ def test_crop_larger_than_picture(path):
 
 
 def test_batch_too_large(path):
-    with pytest.raises(CourseError, match='bs = 8, and there are 4'): fit_cycle(CycleGAN(tiny(bs=8)), dataset(path), shown=False)
+    with pytest.raises(CourseError, match='4 pairs, and a batch has 8'): fit_cycle(CycleGAN(tiny(bs=8)), dataset(path), shown=False)
 
 
 def test_broken_picture(path, tmp_path):
@@ -300,7 +300,7 @@ def test_nan_stops_and_spares_the_checkpoint(path, tmp_path, monkeypatch):
         fit_cycle(gan, dataset(path), tmp_path, some, shown=False)
     assert '\n' not in str(e.value)
     again = CycleGAN(tiny(epochs=4, epochs_decay=0))
-    assert load(again, tmp_path/'last.pth')['epoch'] == 1 and all(p.isfinite().all() for p in again.parameters())
+    assert len(load(again, tmp_path/'last.pth')['log']) == 1 and all(p.isfinite().all() for p in again.parameters())
     assert [o.name for o in (tmp_path/'strips').iterdir()] == ['000.png']
 
 

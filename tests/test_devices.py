@@ -141,6 +141,7 @@ losses = {
     'feature_loss.make_loss_network': lambda: list(feature_loss.make_loss_network(cfg('05', judge='squeezenet1_1'), pics(2,3,64,64))[0].parameters()),
     'fairness.camera': lambda: fairness.camera(pics(2,1,8,8), ids(2) > 0, 0),
     'rnn.WordAccuracy': lambda: metric(rnn.WordAccuracy(), pics(2,6,9), ids(2,6)),
+    'rnn.WordPerplexity': lambda: metric(rnn.WordPerplexity(), pics(2,6,9), ids(2,6)),
     'pairs.photo_scores': lambda: pairs.photo_scores(pics(2,3,16,16), pics(2,3,16,16)),
     'gan.critic_bce': lambda: gan.critic_bce(critic(), pics(2,3,64,64), pics(2,3,64,64)),
     'gan.generator_loss': lambda: gan.generator_loss(critic(), pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),

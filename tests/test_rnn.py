@@ -67,7 +67,7 @@ def test_segments_join(n, bs, bptt):
     assert len(theirs) == len(xs) and all(torch.equal(a, torch.as_tensor(b).cpu()) for a,b in zip(xs, theirs))
 
 
-def test_wavering_cuts():
+def test_moving_cuts():
     "New cuts each time the loader starts, the same words"
     torch.manual_seed(0)
     dls = number_dls(torch.arange(2000), torch.arange(500), bs=4, bptt=50, jitter=20)

@@ -1,0 +1,28 @@
+"Sphinx's settings for the course's pages: notebooks as they were executed, no address outside, formulas as MathML"
+from docutils import nodes
+from latex2mathml.converter import convert
+
+project, author, copyright = 'A deep-learning course that runs', 'The course_lib maintainers', 'The course_lib maintainers, Apache 2.0'
+extensions = ['myst_nb']
+nb_execution_mode = 'off'
+nb_ipywidgets_js = {} # the panels need a kernel: in a page they are text
+nb_mime_priority_overrides = [('html', 'text/markdown', 0), ('html', 'image/jpeg', 1), ('html', 'image/png', 2), ('html', 'text/html', 3)]
+nb_merge_streams = True
+myst_enable_extensions = ['dollarmath', 'html_image']
+myst_heading_anchors = 4
+suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure', 'toc.not_included']
+html_theme, html_title = 'sphinx_book_theme', project
+html_theme_options = dict(show_toc_level=2, use_download_button=False, use_fullscreen_button=True, home_page_in_toc=True)
+html_context = dict(default_mode='auto')
+html_math_renderer, html_copy_source, html_show_sourcelink = 'mathml', False, False
+html_css_files, html_static_path = ['course.css'], ['.']
+
+
+def visit_math(self, node):
+    try: html = convert(node.astext(), display='block' if isinstance(node, nodes.math_block) else 'inline')
+    except Exception: html = f'<code>{self.encode(node.astext())}</code>'
+    self.body.append(f'<p class="math">{html}</p>' if isinstance(node, nodes.math_block) else html)
+    raise nodes.SkipNode
+
+
+def setup(app): app.add_html_math_renderer('mathml', (visit_math, None), (visit_math, None))
