@@ -6,8 +6,9 @@ from fastcore.basics import AttrDict
 from fastai.vision.all import SGD, Adam, Callback, DataLoader, DataLoaders, Learner, OptimWrapper, RMSProp
 from torch import nn
 from course_lib.core import CourseError
-from course_lib.phases import (AverageWeights, Shrink, TrainingPhase, carry_state, decay_curves, phases_1cycle, phases_sgdr, phases_step, plan_steps,
-    small_net, three_groups)
+from course_lib.phase_parts import carry_state
+from course_lib.phases import (AverageWeights, Shrink, TrainingPhase, decay_curves, phases_1cycle, phases_sgdr, phases_step, plan_steps, small_net,
+    three_groups)
 
 
 def dls(n=64, bs=8, seed=0):
