@@ -134,10 +134,10 @@ def test_phases(dev):
 
 def test_compiles_or_tells(dev, monkeypatch, capsys):
     "Lesson 10: code is made for the card; where it cannot be, one line"
-    assert darknet.can_compile(dev) and capsys.readouterr().out == ''
+    assert models.can_compile(dev) and capsys.readouterr().out == ''
     def broken(f):
         def g(*args): raise RuntimeError('no compiler\nat all')
         return g
     monkeypatch.setattr(torch, 'compile', broken)
-    assert not darknet.can_compile(dev)
+    assert not models.can_compile(dev)
     assert capsys.readouterr().out == 'torch.compile does not work here (RuntimeError: no compiler). Going on without it, slower\n'
