@@ -7,8 +7,7 @@ __all__ = ['block_variants', 'channel_stats', 'CropAndMirror', 'cifar_dls', 'dar
            'cifar_learner', 'fit_darknet', 'darknet_of', 'Branches', 'far_stem', 'train']
 
 # %% ../nbs/10_darknet_cifar10.ipynb #e20e5718
-import re, time
-import torch
+import re, time, torch
 from torch import nn
 from functools import partial
 from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, SGD, Normalize,
@@ -177,7 +176,6 @@ def train(
         dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
         learn = cifar_learner(dls, darknet_of(cfg), cfg, cbs=[ShareGradients()])
         torch.manual_seed(cfg.seed+rank) # and augmentation of one's own
-        fit = partial(fit_darknet, epochs=cfg.epochs, lr=cfg.lr)
-        return fit_and_save(learn, fit, '10_darknet_cifar10')
+        return fit_and_save(learn, partial(fit_darknet, epochs=cfg.epochs, lr=cfg.lr), '10_darknet_cifar10')
 
 train.distributed = True # `course train` refuses torchrun to a lesson that does not say so
