@@ -4,7 +4,7 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
-from course_lib import cyclegan, darknet, gan, models, pairs, pointer, rnn, wgan
+from course_lib import cyclegan, gan, models, pairs, pointer, rnn, wgan
 from course_lib.core import course_device, lesson_settings
 from course_lib.show import show_grid, to_array
 from course_lib.data import get_data
