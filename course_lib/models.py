@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['imagenet_weights', 'imagenet_norm', 'torchvision_encoder', 'small_vgg', 'picture_bytes', 'bs_that_fits',
            'free_memory', 'card_bs', 'is_oom', 'tell_memory', 'check_finite', 'memory_layout', 'channels_last',
-           'half_dtype', 'in_half']
+           'half_dtype', 'can_compile', 'fast_model', 'in_half']
 
 # %% ../nbs/lib/models.ipynb #ad6bf900
 import copy, hashlib
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from torch import nn
+from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.core import imagenet_stats
 from fastdownload.core import download_url
 from .core import CourseError, course_device, tell_path
@@ -209,6 +210,29 @@ def half_dtype(
     if device.type != 'cpu': return None
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else None
+
+# %% ../nbs/lib/models.ipynb #2a637e91
+def can_compile(
+    device # torch.device
+) -> bool:
+    "Does torch.compile make code here? Where it does not (no compiler, an old card) one line says so"
+    f = torch.compile(lambda x: x.sin()*x)
+    try: f(torch.ones(8, device=device))
+    except Exception as e: why = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:160]}'
+    else: return True
+    print(f'torch.compile does not work here ({why}). Going on without it, slower'); return False
+
+# %% ../nbs/lib/models.ipynb #e573829f
+def fast_model(
+    model:nn.Module,   # a network
+    speed:str='fast'   # `plain`: as it is, whatever the device
+) -> tuple: # the network on its device, and a list of callbacks for its Learner
+    "A network on the default device, and what makes it fast there"
+    dev = course_device()
+    model = model.to(dev, memory_format=memory_layout(dev))
+    if speed == 'plain' or dev.type != 'cuda': return model, channels_last()
+    if can_compile(dev): model.compile() # in place: the names of its weights stay as they are
+    return model, [*channels_last(), MixedPrecision('bf16' if half_dtype(dev) is torch.bfloat16 else 'fp16')]
 
 # %% ../nbs/lib/models.ipynb #d7d8e1b3
 def in_half(

@@ -4,7 +4,7 @@ import pytest, torch, torch.nn.functional as F
 from fastai.vision.all import TensorImage
 from torch import nn
 from conftest import patience
-from course_lib import darknet
+from course_lib import darknet, models
 from course_lib.core import CourseError, lesson_settings
 from course_lib.darknet import (Branches, CropAndMirror, Darknet, ResLayer, channel_stats, cifar_dls, cifar_learner, dark_conv,
     darknet_of, far_stem, fit_darknet, triangle_cycle)
@@ -243,9 +243,8 @@ def test_without_a_compiler(python, tmp_path):
     "torch.compile that fails costs one line, and the network goes on without it"
     code = '''
 import torch
-from course_lib import darknet
-from course_lib.core import lesson_settings
-print(darknet.can_compile(torch.device('cpu')))'''
+from course_lib.models import can_compile
+print(can_compile(torch.device('cpu')))'''
     res = python(code, CXX='no-such-compiler', TORCHINDUCTOR_CACHE_DIR=str(tmp_path/'inductor'))
     lines = [o for o in res.stdout.splitlines() if o]
     assert lines[-1] == 'False' and len(lines) == 2 and lines[0].startswith('torch.compile does not work here ('), res.stdout+res.stderr
@@ -255,11 +254,11 @@ print(darknet.can_compile(torch.device('cpu')))'''
 def test_fast_is_what_there_is(monkeypatch, works):
     "`speed = fast` on a card compiles where that works, and takes the 16 bits that the card has"
     done, net = [], Darknet([1], nf=4)
-    monkeypatch.setattr(darknet, 'course_device', lambda: torch.device('cuda', 0))
+    monkeypatch.setattr(models, 'course_device', lambda: torch.device('cuda', 0))
     monkeypatch.setattr(Darknet, 'to', lambda self, *args, **kwargs: self)
     monkeypatch.setattr(Darknet, 'compile', lambda self: done.append(self))
-    monkeypatch.setattr(darknet, 'can_compile', lambda device: works)
+    monkeypatch.setattr(models, 'can_compile', lambda device: works)
     for low,mode in ((torch.bfloat16, 'bf16'), (torch.float16, 'fp16')):
-        monkeypatch.setattr(darknet, 'half_dtype', lambda device: low)
-        assert darknet._fast(net, cfg(speed='fast'))[1][-1].amp_mode.value == mode
+        monkeypatch.setattr(models, 'half_dtype', lambda device: low)
+        assert models.fast_model(net)[1][-1].amp_mode.value == mode
     assert len(done) == 2*works

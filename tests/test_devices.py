@@ -260,7 +260,7 @@ def card(monkeypatch):
     "The default device is a card that is not there; it has bfloat16"
     stand_in(monkeypatch)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: True)
-    monkeypatch.setattr(darknet, 'can_compile', lambda device: False)
+    monkeypatch.setattr(models, 'can_compile', lambda device: False)
     with Card(): yield
     plt.close('all')
 

@@ -4,7 +4,7 @@ import pytest, torch
 if not torch.cuda.is_available(): pytest.skip('torch sees no CUDA device here', allow_module_level=True)
 
 import torch.nn.functional as F
-from course_lib import cyclegan, darknet, gan, models, pairs, pointer, rnn, wgan
+from course_lib import cyclegan, gan, models, pairs, pointer, rnn, wgan
 from course_lib.core import course_device, lesson_settings
 from course_lib.show import show_grid, to_array
 from course_lib.data import get_data
@@ -134,10 +134,10 @@ def test_phases(dev):
 
 def test_compiles_or_tells(dev, monkeypatch, capsys):
     "Lesson 10: code is made for the card; where it cannot be, one line"
-    assert darknet.can_compile(dev) and capsys.readouterr().out == ''
+    assert models.can_compile(dev) and capsys.readouterr().out == ''
     def broken(f):
         def g(*args): raise RuntimeError('no compiler\nat all')
         return g
     monkeypatch.setattr(torch, 'compile', broken)
-    assert not darknet.can_compile(dev)
+    assert not models.can_compile(dev)
     assert capsys.readouterr().out == 'torch.compile does not work here (RuntimeError: no compiler). Going on without it, slower\n'
