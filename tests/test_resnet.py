@@ -73,7 +73,7 @@ def test_a_wrong_head_fails_at_once(xb):
     for bad in (nn.Sequential(nn.Flatten(), nn.Linear(784, 9)), short_cnn()[1:], short_cnn()[:-1]):
         with pytest.raises((AssertionError, RuntimeError)): names['check_head'](bad)
     trained = [l for o in cells_of_the_lesson() for l in o.splitlines() if l.startswith(('learn = course_learner(', '    learn = course_learner(dls'))]
-    assert len(trained) == 4 and all('check_head(' in o for o in trained)
+    assert len(trained) >= 4 and all('check_head(' in o for o in trained)
 
 
 def test_one_place_for_the_padding():
