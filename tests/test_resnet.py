@@ -1,9 +1,17 @@
 "What lesson 01's module promises to those who import it"
+import json
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
+import fastcore.test as ft
+from torch import nn
 from fastai.vision.all import ResBlock as FastaiResBlock
 from course_lib.core import CourseError
 from course_lib.data import get_data
-from course_lib.resnet import course_learner, deep_net, mnist_dls, n_params, res_block, resnet_ish, short_cnn, simple_cnn
+from course_lib.resnet import course_learner, deep_net, digit_tfms, mnist_dls, n_params, res_block, resnet_ish, short_cnn, simple_cnn
+
+root = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope='module')
@@ -50,3 +58,25 @@ def test_it_learns(dls):
     learn = course_learner(dls, simple_cnn())
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .1)
     assert learn.validate()[1] > .5
+
+
+def cells_of_the_lesson(): return [c['source'] for c in json.loads((root/'nbs/01_mnist_resnet.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
+
+
+def test_a_wrong_head_fails_at_once(xb):
+    "The lesson looks at the shape before each training"
+    cell = next(o for o in cells_of_the_lesson() if o.startswith('def check_head'))
+    names = dict(torch=torch, test_eq=ft.test_eq, device='cpu', xb=xb, dls=SimpleNamespace(vocab='0123456789'))
+    exec(cell.split('\n\n')[0], names)
+    net = resnet_ish()
+    assert names['check_head'](net) is net
+    for bad in (nn.Sequential(nn.Flatten(), nn.Linear(784, 9)), short_cnn()[1:], short_cnn()[:-1]):
+        with pytest.raises((AssertionError, RuntimeError)): names['check_head'](bad)
+    trained = [l for o in cells_of_the_lesson() for l in o.splitlines() if l.startswith(('learn = course_learner(', '    learn = course_learner(dls'))]
+    assert len(trained) >= 4 and all('check_head(' in o for o in trained)
+
+
+def test_one_place_for_the_padding():
+    "What moves the digits is said once, and the lesson and `course train 01` both take it from there"
+    assert signature(mnist_dls).parameters['batch_tfms'].default is digit_tfms
+    assert sum('RandomPadCrop(' in o for o in cells_of_the_lesson()) == 1
