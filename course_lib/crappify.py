@@ -46,11 +46,12 @@ def _checked(fn, res):
     raise CourseError(f"{fn_name(fn)}: gave back {got}. Expected one in RGB; .convert('RGB') makes it")
 
 def crappify_photo(
-    fn,                    # a crappifier: (PIL image in RGB, rng) → PIL image in RGB
+    fn,                    # a crappifier: (PIL image in RGB, rng) → PIL image in RGB; or its text
     im,                    # a photograph, see `open_photo`; a PIL image is left as it is
     seed:int=0, key:str='' # see `rng_for`
 ) -> Image.Image:
     "One picture through a crappifier; raises `CourseError` when what comes back is not a picture in RGB"
+    fn = load_crappifier(fn)
     return _checked(fn, fn(open_photo(im)[0], rng_for(seed, key)))
 
 # %% ../nbs/lib/crappify.ipynb #e425051d
@@ -71,12 +72,11 @@ def explain(
 # %% ../nbs/lib/crappify.ipynb #f2bbc358
 def _photos(photos):
     if isinstance(photos, (str, Path)) and Path(photos).is_dir():
-        kinds = '.jpg', '.jpeg', '.png'
-        photos = sorted(o for o in Path(photos).rglob('*') if o.suffix.lower() in kinds)[:3]
+        photos = sorted(o for o in Path(photos).rglob('*') if re.search(r'\.(jpe?g|png)$', o.name, re.I))[:3]
     return [open_rgb(o) for o in ([photos] if isinstance(photos, (str, Path, Image.Image)) else photos)]
 
 def before_after(
-    fn,              # a crappifier
+    fn,              # a crappifier, or its text
     photos:list,     # PIL images
     seeds=(1, 2, 3), # one column each
     size:float=2.1   # inches that a picture is wide
@@ -86,27 +86,27 @@ def before_after(
     head = ['before', *(f'seed {s}' for s in seeds)]
     return beside(sum(rows, []), head + ['']*len(head)*(len(rows)-1), len(head), size)
 
-# %% ../nbs/lib/crappify.ipynb #436792a2
+# %% ../nbs/lib/crappify.ipynb #48d1280d
 def _red(text):
     html = text.replace('&', '&amp;').replace('<', '&lt;')
     style = 'border-left:4px solid #D55E00;padding-left:8px'
     return {'text/plain': text, 'text/html': f'<pre style="{style}">{html}</pre>'}
 
-# %% ../nbs/lib/crappify.ipynb #48d1280d
 def preview(
-    photos,                         # PIL images, files, or a folder
+    photos,                         # PIL images, files, a folder; or none, a bare `@preview`: the sample's
     seeds=(1, 2, 3), size:float=2.1 # see `before_after`
 ): # a decorator; the function stays as it is
     "Show a crappifier at work as soon as its cell has run; an error in it is shown in the pictures' place"
-    ims = _photos(photos)
+    bare = callable(photos) # the crappifier itself
     def _f(fn):
-        from IPython import get_ipython
-        from IPython.display import display
-        if get_ipython() is None: return fn
-        try: display(before_after(fn, ims, seeds, size))
-        except Exception as e: display(_red(f'{fn_name(fn)} has not worked: {explain(e)}'), raw=True)
+        from IPython import display, get_ipython
+        from course_lib.samples.make import make_sample
+        if get_ipython() is None or '__file__' in sys._getframe(1+bare).f_globals: return fn # in a module
+        ims = _photos(make_sample('photos')/'valid' if bare else photos)
+        try: display.display(before_after(fn() if isinstance(fn, type) else fn, ims, seeds, size))
+        except Exception as e: display.display(_red(f'{fn_name(fn)} has not worked: {explain(e)}'), raw=True)
         return fn
-    return _f
+    return _f(photos) if bare else _f
 
 # %% ../nbs/lib/crappify.ipynb #fa321734
 def _each(n, rng):
@@ -115,12 +115,13 @@ def _each(n, rng):
 
 class _Combinator(Step):
     def __init__(self, *fns):
+        fns = tuple(load_crappifier(o) if isinstance(o, str) else o for o in fns)
         for o in fns:
             if isinstance(o, type): why = f'{o.__name__} is not called. Write {o.__name__}()'
             elif not callable(o): why = f'{o!r} is no crappifier. Expected steps and functions'
             else: continue
             raise CourseError(f'{self.name}: {why}')
-        vars(self).update(children=tuple(fns))
+        vars(self).update(children=fns)
 
 # %% ../nbs/lib/crappify.ipynb #4128c9c8
 _frozen = dataclass(frozen=True, init=False, repr=False)
@@ -134,7 +135,6 @@ class chain(_Combinator):
         for f,r in zip(self.children, _each(len(self.children), rng)): im = _checked(f, f(im, r))
         return im
 
-# %% ../nbs/lib/crappify.ipynb #ac614a66
 @_frozen
 class one_of(_Combinator):
     "One of them, each as likely as the others; nothing if there are none"
@@ -181,12 +181,12 @@ def _argument(node):
 def _to_step(node):
     "A step from its expression"
     call, at = node if isinstance(node, ast.Call) else ast.Call(node, [], []), node.col_offset
-    makers = {**steps, 'chain': chain, 'sometimes': sometimes, 'one_of': one_of}
     name = getattr(call.func, 'id', None)
     if name is None: raise _wrong(at, f'{ast.unparse(call.func)[:60]!r} is no step. {_like}')
-    if name not in makers: raise _wrong(at, f"there is no step {name!r}. Expected one of {', '.join(makers)}")
     args, kwargs = [*map(_argument, call.args)], {k.arg: _argument(k.value) for k in call.keywords}
-    try: return makers[name](*args, **kwargs)
+    try:
+        made = _named(name)
+        return made(*args, **kwargs) if isinstance(made, type) or node is call else made
     except (CourseError, TypeError) as e: raise _wrong(at, e) from None
 
 # %% ../nbs/lib/crappify.ipynb #872c752e
@@ -219,7 +219,6 @@ def _check_owner(file):
     raise CourseError(f'{tell_path(file)}: {why}, so it is not run. '
         'Read it, and make it your own: copy it, with a mode of 644')
 
-# %% ../nbs/lib/crappify.ipynb #601ef251
 def _from_file(name, file):
     "What a file of the reader's own calls by the file's name, or `crappifier`"
     _check_owner(file)
@@ -234,33 +233,37 @@ def _from_file(name, file):
     raise CourseError(f'{tell_path(file)}: defines no {name}. Expected a function or steps of that name')
 
 # %% ../nbs/lib/crappify.ipynb #6f6e1d2a
+def _named(name):
+    "What a name in text stands for: a step, a combinator, or what a file of the reader's own calls so"
+    known = {**steps, **{k: globals()[k] for k in 'chain sometimes one_of lecture old_family'.split()}}
+    made, file = known.get(name), crappifiers_home()/f'{name}.py'
+    own = made is None or made.__module__ == f'crappifier_{name}'
+    if own and file.exists(): return _from_file(name, file)
+    if made is not None: return made
+    there = ', '.join([*known, *sorted(o.stem for o in crappifiers_home().glob('*.py'))])
+    raise CourseError(f'there is no step {name!r}. Expected one of {there}')
+
 def load_crappifier(
-    name:str # of a file in `crappifiers_home`, `lecture`, or steps such as "downscale(96) jpeg(10,70)"
+    fn # text: names of steps, of files in `crappifiers_home`, or `lecture`; or a crappifier
 ): # a crappifier
-    "A crappifier by its name; raises `CourseError` with what there is"
-    file = crappifiers_home()/f'{name}.py'
-    if not name.isidentifier() or name in steps: return parse_steps(name)
-    if file.exists(): return _from_file(name, file)
-    if name == 'lecture': return lecture
-    there = ', '.join([*sorted(o.stem for o in crappifiers_home().glob('*.py')), 'lecture'])
-    raise CourseError(f'There is no crappifier {name!r}. '
-        f'Expected one of {there}, or steps such as "downscale(96) jpeg(10,70)"')
+    "A crappifier from its text, see `parse_steps`; what is no text is left as it is"
+    return parse_steps(fn) if isinstance(fn, str) else fn
 
 # %% ../nbs/lib/crappify.ipynb #2aae1ef8
 def smallest_read(
-    fn # a crappifier
+    fn # a crappifier, or its text
 ) -> int|None: # pixels; None where all of them are needed
     "The shorter side that a crappifier's first step brings a picture to, if that step is `downscale`"
+    fn = load_crappifier(fn)
     while isinstance(fn, chain) and fn.children: fn = fn.children[0]
-    few = 'nearest', 'box' # these would see too few pixels
-    return fn.size[1] if isinstance(fn, downscale) and fn.filter not in few else None
+    few = not isinstance(fn, downscale) or fn.filter in ('nearest', 'box') # these would see too few pixels
+    return None if few else fn.size[1]
 
 # %% ../nbs/lib/crappify.ipynb #4e1a6d39
 class _Made(NamedTuple):
     "What became of a file: result, state of its source, what it is and what was done, the crappifier's error"
     rel:str; data:bytes|None=None; state:str=''; note:tuple|None=None; error:str|None=None
 
-# %% ../nbs/lib/crappify.ipynb #d4ab80ff
 def _state(path): return '{0.st_size}:{0.st_mtime_ns}'.format(os.stat(path))
 
 def _make_one(fn, src, seed, smallest, rel):
@@ -302,10 +305,9 @@ def _unpacked(data):
 
 def _make_many(data, rels): return [*map(_unpacked(data), rels)]
 
-# %% ../nbs/lib/crappify.ipynb #f9687545
+# %% ../nbs/lib/crappify.ipynb #f62655a8
 _soon = 5 # seconds of work for which no worker is started
 
-# %% ../nbs/lib/crappify.ipynb #f62655a8
 def _results(one, batches, n):
     "What becomes of the files, a batch at a time: here, and by n workers where there is work for seconds"
     start, data, n = time.perf_counter(), None, 1 if current_process().daemon else n
@@ -394,7 +396,7 @@ def _run(fn, src, dst, seed, workers, shown):
 
 # %% ../nbs/lib/crappify.ipynb #e80b402f
 def crappify_folder(
-    fn,               # a crappifier, or its name: see `load_crappifier`
+    fn,               # a crappifier, or its text: see `load_crappifier`
     src:str|Path,     # folder of photographs, with folders inside it
     dst:str|Path,     # folder for the crappy ones, which get the same names: see `crappy_name`
     seed:int=0,       # each file's random numbers come from this and from its relative path
@@ -402,7 +404,7 @@ def crappify_folder(
     shown:bool=True   # a progress bar, where somebody watches
 ) -> Report:
     "Crappify a folder, or what is missing of it; what it has not made is left; else `CourseError`"
-    fn = load_crappifier(fn) if isinstance(fn, str) else fn
+    fn = load_crappifier(fn)
     s, d = (os.path.realpath(o) for o in (src, dst))
     if not os.path.isdir(s): raise CourseError(f'{src}: there is no such folder. Expected photographs')
     if Path(s).is_relative_to(d):
@@ -421,12 +423,11 @@ def crappify_folder(
 class Crappify(Transform):
     "Crappify inside the data loader: anew in every training epoch, always the same in validation"
     def __init__(self,
-        fn,             # a crappifier, or its name: see `load_crappifier`
-        path=None,      # the folder that files are named from; None: by their own name
-        seed:int=0      # of the damage in validation
+        fn,                   # a crappifier, or its text: see `load_crappifier`
+        path=None, seed:int=0 # the folder that files are named from, else their own name; of validation
     ):
         super().__init__()
-        self.fn = load_crappifier(fn) if isinstance(fn, str) else fn
+        self.fn = load_crappifier(fn)
         self.path, self.seed, self.split, self.smallest = path, seed, None, smallest_read(self.fn)
     def __call__(self, x, split_idx=None, **kwargs):
         self.split = split_idx

@@ -1022,7 +1022,8 @@ def test_a_line_of_ones_own_file():
 
 
 def test_load_errors():
-    for name,said in (('nosuch', "no crappifier 'nosuch'. Expected one of .*lecture"), ('../../x', 'steps'), ('nosuch(1)', "no step 'nosuch'")):
+    for name,said in (('nosuch', "no step 'nosuch'. Expected one of .*lecture"), ('../../x', 'steps'), ('nosuch(1)', "no step 'nosuch'"),
+            ('lecture(3)', 'missing')):
         with pytest.raises(CourseError, match=said): load_crappifier(name)
     for code,said in (('edited = 1/0', 'ZeroDivisionError'), ('x = 3', 'defines no edited'), ('edited = 3', 'defines no edited'), ('def f(', 'SyntaxError')):
         kept('edited', code)
@@ -1035,7 +1036,7 @@ def test_load_errors():
 def test_only_the_readers_own_text_is_run(tmp_path, monkeypatch):
     "A crappifier's file that leads elsewhere, or that others may write to, is not run"
     f, other = kept('shared', 'from course_lib.steps import jpeg\nshared = jpeg(3)'), tmp_path/'other.py'
-    assert load_crappifier('shared') == jpeg(3)
+    assert load_crappifier('shared') == chain(jpeg(3))
     other.write_text(f'open({str(tmp_path/"done")!r}, "w"); shared = None')
     def of_another():
         f.write_text(other.read_text())
