@@ -17,7 +17,7 @@ def damage_of(
     fn,         # a crappifier, or its text
     files:list, # of photographs
     seed:int=0  # of the random numbers; each file has its own
-) -> dict:      # psnr in dB (small ones enlarged; of those that changed, inf if none did), kB as a JPEG; means
+) -> dict:      # means: psnr in dB, of the photographs that changed, inf if none did; kB as a JPEG
     "How far a crappifier takes photographs from themselves"
     def one(f):
         im = open_rgb(f)

@@ -1112,7 +1112,8 @@ def test_export_of_a_previewed_step(python, tmp_path):
     "A module may hold a step with a bare preview above it: nothing is shown when a notebook imports it"
     (tmp_path/'exported.py').write_text("from course_lib.crappify import preview\nfrom course_lib.steps import span, step\n"
         "@preview\n@step('overlay')\ndef same_again(im, rng, n=span(1, 3, 2, 1, '', '')): return im.copy()\n")
-    res = python(in_cells, json.dumps(['import exported', 'from course_lib.crappify import *', "print(parse_steps('same_again(3)'))"]), PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    cells = ['import exported', 'from course_lib.crappify import *', "print(parse_steps('same_again(3)'))"]
+    res = python(in_cells, json.dumps(cells), PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     assert res.stdout == 'chain(same_again(3))\n', res.stdout + res.stderr
 
 

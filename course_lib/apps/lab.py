@@ -14,7 +14,8 @@ from IPython import get_ipython
 from PIL import Image
 from ..core import CourseError
 from ..show import as_jpeg, show_grid
-from ..crappify import chain, crappify_photo, explain, lecture, load_crappifier, parse_steps, sometimes
+from course_lib.crappify import (chain, crappify_photo, explain, lecture, load_crappifier, parse_steps,
+    sometimes)
 from ..metrics import psnr
 from ..pictures import file_bytes, open_rgb
 from ..steps import fn_name, jpeg_bytes, steps
