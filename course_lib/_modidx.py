@@ -171,6 +171,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'course_lib.crappify._from_file': ('lib/crappify.html#_from_file', 'course_lib/crappify.py'),
                                      'course_lib.crappify._make_many': ('lib/crappify.html#_make_many', 'course_lib/crappify.py'),
                                      'course_lib.crappify._make_one': ('lib/crappify.html#_make_one', 'course_lib/crappify.py'),
+                                     'course_lib.crappify._named': ('lib/crappify.html#_named', 'course_lib/crappify.py'),
                                      'course_lib.crappify._own': ('lib/crappify.html#_own', 'course_lib/crappify.py'),
                                      'course_lib.crappify._packed': ('lib/crappify.html#_packed', 'course_lib/crappify.py'),
                                      'course_lib.crappify._photos': ('lib/crappify.html#_photos', 'course_lib/crappify.py'),

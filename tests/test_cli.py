@@ -587,7 +587,7 @@ def test_crappify_a_broken_file(course, photos, tmp_path):
 
 
 @pytest.mark.parametrize('args, said', [(['photos', 'out', '--steps', 'jepg(3)'], "character 1: there is no step 'jepg'"),
-    (['photos', 'out', '--steps', 'mine'], "no crappifier 'mine'"),
+    (['photos', 'out', '--steps', 'mine'], "no step 'mine'"),
     (['nowhere', 'out'], 'no such folder'), (['photos', 'photos'], 'lie in it'), (['photos', 'out', '--workers', '-1'], 'workers = -1'),
     (['photos', 'out', '--steps', 'jpeg(10'], 'never closed')])
 def test_crappify_errors(course, one_line, photos, args, said): assert said in one_line(course('crappify', *args))

@@ -284,6 +284,7 @@ def shown(monkeypatch):
     matplotlib.pyplot.switch_backend('agg') # before there seems to be a notebook
     res = []
     monkeypatch.setattr(IPython, 'get_ipython', lambda: True)
+    monkeypatch.delitem(globals(), '__file__') # a notebook's cells have none
     monkeypatch.setattr(IPython.display, 'display', lambda o, raw=False: res.append(o))
     return res
 
@@ -314,6 +315,20 @@ def test_preview_of_a_mistake(shown):
 def test_preview_outside_notebooks():
     def f(im, rng): raise RuntimeError
     assert preview(photo())(f) is f
+
+
+def test_preview_above_a_step(shown, monkeypatch):
+    "A step is shown at its usual strengths, also bare, on the sample's photographs, and text too; what a module defines is not"
+    def of_text(im, rng, wide=S.span(1, 9, (2, 4), 1, 'px', 'of the stripe')): return im.copy()
+    try:
+        for how in (preview([photo()]), preview):
+            stripe = how(S.step('overlay')(of_text))
+            assert stripe is steps['of_text'] and chain(stripe(3)).children[0].wide == (3, 3)
+        preview([photo()])('of_text(3) jpeg(10)')
+        assert len(shown) == 3 and all(Image.open(io.BytesIO(o.data)).format == 'JPEG' for o in shown)
+        monkeypatch.setitem(globals(), '__file__', 'a module')
+        assert preview(stripe) is stripe and preview([photo()])(stripe) is stripe and len(shown) == 3
+    finally: steps.pop('of_text', None)
 
 
 # Fewer pixels while decoding
@@ -1022,7 +1037,8 @@ def test_a_line_of_ones_own_file():
 
 
 def test_load_errors():
-    for name,said in (('nosuch', "no crappifier 'nosuch'. Expected one of .*lecture"), ('../../x', 'steps'), ('nosuch(1)', "no step 'nosuch'")):
+    for name,said in (('nosuch', "no step 'nosuch'. Expected one of .*lecture"), ('../../x', 'steps'), ('nosuch(1)', "no step 'nosuch'"),
+            ('lecture(3)', 'missing')):
         with pytest.raises(CourseError, match=said): load_crappifier(name)
     for code,said in (('edited = 1/0', 'ZeroDivisionError'), ('x = 3', 'defines no edited'), ('edited = 3', 'defines no edited'), ('def f(', 'SyntaxError')):
         kept('edited', code)
@@ -1035,7 +1051,7 @@ def test_load_errors():
 def test_only_the_readers_own_text_is_run(tmp_path, monkeypatch):
     "A crappifier's file that leads elsewhere, or that others may write to, is not run"
     f, other = kept('shared', 'from course_lib.steps import jpeg\nshared = jpeg(3)'), tmp_path/'other.py'
-    assert load_crappifier('shared') == jpeg(3)
+    assert load_crappifier('shared') == chain(jpeg(3))
     other.write_text(f'open({str(tmp_path/"done")!r}, "w"); shared = None')
     def of_another():
         f.write_text(other.read_text())
@@ -1056,6 +1072,62 @@ def test_by_name(src, tmp_path):
     assert lesson_settings('03', 'full', crappifier='mine_too').dataset == 'pets'
     crappify_folder('mine_too', src, tmp_path/'a'); crappify_folder('downscale(40) jpeg(30)', src, tmp_path/'b')
     assert results(tmp_path/'a') == results(tmp_path/'b') and Crappify('mine_too').fn == chain(downscale(40), jpeg(30))
+
+
+def cells_of_the_lesson():
+    from course_lib.core import clone_root
+    return {c['id']: ''.join(c['source']) for c in json.loads((clone_root()/'nbs'/'03_crappify.ipynb').read_text(encoding='utf-8'))['cells']}
+
+
+in_cells = """import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for o in json.loads(sys.argv[1]): shell.run_cell(o).raise_error()"""
+
+def test_keep_a_previewed_step(python, src, monkeypatch):
+    "Lesson 03's `keep` takes a step with a preview above it; its name, with strengths, is then text that lesson 04 makes its pairs by"
+    from course_lib import pairs as P
+    cells = cells_of_the_lesson()
+    start = """import inspect, re, numpy as np
+from PIL import Image
+from course_lib.crappify import crappifiers_home, preview
+from course_lib.files import write_atomic
+from course_lib.steps import span, step
+photos = [Image.new('RGB', (40, 30), 'white')]*3"""
+    res = python(in_cells, json.dumps([start, cells['281b483a'], cells['3464e63e']]))
+    assert not res.returncode and res.stdout.count('Image object') == 1, res.stdout + res.stderr
+    text = (crappifiers_home()/'coffee_ring.py').read_text()
+    assert 'preview' not in text and '@step' in text
+    monkeypatch.setattr(P, 'get_data', lambda *args: src)
+    try:
+        pairs = P.make_pairs(lesson_settings('04', 'sample', files='*.png', variants=1, crappifier='coffee_ring(.2, .3) downscale(20)'), 'rings')[1]
+        assert pairs and {min(Image.open(o).size) for o in pairs.values()} == {20}
+        assert load_crappifier('coffee_ring').children[0].radius == (.2, .4)
+        (crappifiers_home()/'coffee_ring.py').write_text(text.replace('(.2, .4)', '(.3, .5)'))
+        assert load_crappifier('coffee_ring').children[0].radius == (.3, .5), 'an edited file is read again'
+    finally: steps.pop('coffee_ring', None), (crappifiers_home()/'coffee_ring.py').unlink()
+
+
+def test_export_of_a_previewed_step(python, tmp_path):
+    "A module may hold a step with a bare preview above it: nothing is shown when a notebook imports it"
+    (tmp_path/'exported.py').write_text("from course_lib.crappify import preview\nfrom course_lib.steps import span, step\n"
+        "@preview\n@step('overlay')\ndef same_again(im, rng, n=span(1, 3, 2, 1, '', '')): return im.copy()\n")
+    cells = ['import exported', 'from course_lib.crappify import *', "print(parse_steps('same_again(3)'))"]
+    res = python(in_cells, json.dumps(cells), PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert res.stdout == 'chain(same_again(3))\n', res.stdout + res.stderr
+
+
+def test_text_wherever_a_crappifier_is_taken(src, tmp_path):
+    from course_lib.apps.lab import CrappifyLab
+    from course_lib.damage import damage_of
+    said, im = 'downscale(20) jpeg(10)', photo()
+    fn = parse_steps(said)
+    assert crappify_photo(said, im, 3).tobytes() == crappify_photo(fn, im, 3).tobytes() and smallest_read(said) == 20
+    assert chain(said, fold(1)) == chain(fn, fold(1)) and one_of(said) == one_of(fn) and sometimes(.5, said) == sometimes(.5, fn)
+    assert Crappify(said).fn == CrappifyLab(im, said).fn == fn
+    files = sorted(src.rglob('*.png'))[:2]
+    assert damage_of(said, files) == damage_of(fn, files) and damage_of('chain', files)['psnr'] == float('inf')
+    with pytest.raises(CourseError, match="no step 'jepg'"): chain('jepg(3)')
 
 
 def test_step_of_ones_own():

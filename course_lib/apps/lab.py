@@ -14,7 +14,8 @@ from IPython import get_ipython
 from PIL import Image
 from ..core import CourseError
 from ..show import as_jpeg, show_grid
-from ..crappify import chain, crappify_photo, explain, lecture, parse_steps, sometimes
+from course_lib.crappify import (chain, crappify_photo, explain, lecture, load_crappifier, parse_steps,
+    sometimes)
 from ..metrics import psnr
 from ..pictures import file_bytes, open_rgb
 from ..steps import fn_name, jpeg_bytes, steps
@@ -70,11 +71,12 @@ class CrappifyLab:
     "A panel for designing damage; on a page, a picture of it. `CourseError` without a photograph"
     def __init__(self,
         photos,     # a folder (its first 100 pictures), files, PIL images, or a dict of names and such
-        fn=lecture, # the chain to begin with
+        fn=lecture, # the chain to begin with, or its text
         seed:int=0, # where the random numbers start
         sz:int=512  # the longer side of the photographs is at most this, in pixels
     ):
-        self.photos, self.fn, self.seed, self.sz, self.opened = _named(photos), fn, seed, sz, {}
+        self.photos, self.fn, self.seed, self.sz = _named(photos), load_crappifier(fn), seed, sz
+        self.opened = {}
         if not self.photos: raise CourseError(f'{photos}: there is no picture. Expected at least one')
         self.name = next(iter(self.photos))
         self.photo # one that cannot be read is told at once
