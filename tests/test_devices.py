@@ -24,7 +24,7 @@ no_tensors = { # called so, and without a tensor in them
     'steps.as_picture', 'steps.smooth_field',
     'fairness.error_rates', 'runner.run_cells', 'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores',
     'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
-    'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'show.as_jpeg', 'show.beside'}
+    'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'diagrams.draw_schematic', 'show.as_jpeg', 'show.beside'}
 
 
 def public():
@@ -104,6 +104,7 @@ nets = { # class → a network of it, and its input
     'feature_loss.LossNetwork': lambda: (a_loss_network(), pics(2,3,32,32).requires_grad_()),
     'cyclegan.ResnetBlock': lambda: (cyclegan.ResnetBlock(4), pics(2,4,8,8)),
     'cyclegan.ResnetGenerator': lambda: (cyclegan.ResnetGenerator(4, 1, True), pics(2,3,16,16)),
+    'cyclegan.UnetGenerator': lambda: (cyclegan.UnetGenerator(4, 1, True), pics(2,3,16,16)),
     'cyclegan.NLayerDiscriminator': lambda: (cyclegan.NLayerDiscriminator(4), pics(2,3,64,64)),
     'rnn.Model0': lambda: (rnn.Model0(9, 8), ids(2,3)),
     'rnn.Model1': lambda: (rnn.Model1(9, 8), ids(2,6)),
