@@ -203,7 +203,8 @@ def _l1(x, y): return F.l1_loss(x.float(), y)
 # %% ../nbs/07_cyclegan.ipynb #e4b19d07
 def _networks(cfg, generator):
     "Two generators and two discriminators; `CourseError` for pictures that one of them would halve away"
-    sz, least, halved = cfg.sz, 3*2**cfg.layers, dict(resnet=4, unet=8)[cfg.generator]
+    sz, halved, smallest = cfg.sz, *dict(resnet=(4, 8), unet=(8, 16))[cfg.generator]
+    least = max(3*2**cfg.layers, smallest)
     if sz % halved: raise CourseError(f'sz = {sz}: the generator halves it. Expected a multiple of {halved}')
     if sz < least:
         raise CourseError(f'sz = {sz}: layers = {cfg.layers} halve it away. Expected {least} or more')
@@ -356,7 +357,7 @@ def fit_cycle(
 ) -> list:            # a dict of the eight mean losses for each epoch
     "Train for `epochs` + `epochs_decay` epochs; a checkpoint and a picture of strips after each"
     n, file, at = gan.cfg.bs*process_rank()[1], Path(folder or '.')/'last.pth', dict(log=[], seconds=0.)
-    if len(ds) < n: raise CourseError(f'fit_cycle: {len(ds)} pairs, and a batch has {n}. Lower bs')
+    if len(ds) < n: raise CourseError(f'fit_cycle: bs = {n}, and there are {len(ds)} pairs. Lower bs')
     if folder and resume and file.exists(): at = load_checkpoint(file, *cycle_state(gan))
     log, began = at['log'], time.time()-at['seconds']
     todo = range(len(log), gan.cfg.epochs+gan.cfg.epochs_decay)

@@ -7,6 +7,8 @@ for a phone come with the theme. Formulas become MathML, so that nothing is fetc
 import json, re, shutil, subprocess, sys, warnings
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
+from docutils.nodes import make_id
 
 root = Path(__file__).resolve().parent.parent
 out = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else root/'_site'
@@ -65,8 +67,10 @@ def mend_links():
     "Links in a cell's output lead to notebooks still: to their pages"
     for p in html.rglob('*.html'):
         text = p.read_text(encoding='utf-8')
-        page = lambda m: f'href="{m[1]}.html{m[2]}"' if (p.parent/f'{m[1]}.html').exists() else m[0]
-        new = re.sub(r'href="([^":#]+)\.ipynb(#[^"]*)?"', lambda m: page([m[0], m[1], m[2] or '']), text)
+        def page(m): # Sphinx's names of headings are in lower case
+            if not (p.parent/f'{m[1]}.html').exists(): return m[0]
+            return f'href="{m[1]}.html{m[2] and "#" + make_id(unquote(m[2]))}"'
+        new = re.sub(r'href="([^":#]+)\.ipynb(#[^"]*|)"', page, text)
         if new != text: p.write_text(new, encoding='utf-8')
 
 

@@ -10,7 +10,12 @@ nb_mime_priority_overrides = [('html', 'text/markdown', 0), ('html', 'image/jpeg
 nb_merge_streams = True
 myst_enable_extensions = ['dollarmath', 'html_image']
 myst_heading_anchors = 4
-suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure', 'toc.not_included']
+
+
+def myst_heading_slug_func(title): return title.replace(' ', '-') # as JupyterLab does
+
+
+suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure', 'toc.not_included', 'config.cache']
 html_theme, html_title = 'sphinx_book_theme', project
 html_theme_options = dict(show_toc_level=2, use_download_button=False, use_fullscreen_button=True, home_page_in_toc=True)
 html_context = dict(default_mode='auto')

@@ -38,7 +38,7 @@ def test_crop_larger_than_picture(path):
 
 
 def test_batch_too_large(path):
-    with pytest.raises(CourseError, match='4 pairs, and a batch has 8'): fit_cycle(CycleGAN(tiny(bs=8)), dataset(path), shown=False)
+    with pytest.raises(CourseError, match='bs = 8, and there are 4'): fit_cycle(CycleGAN(tiny(bs=8)), dataset(path), shown=False)
 
 
 def test_broken_picture(path, tmp_path):

@@ -68,14 +68,15 @@ def test_critic_of_photographs(n):
     with pytest.raises(RuntimeError): critic(torch.zeros(1, 3, 8*2**n-1, 8*2**n-1, device='meta'))
 
 
+@pytest.mark.parametrize('generator,halved,smallest', [('resnet', 4, 8), ('unet', 8, 16)])
 @pytest.mark.parametrize('layers', range(1, 7))
-def test_sizes_of_a_cyclegan(layers):
+def test_sizes_of_a_cyclegan(layers, generator, halved, smallest):
     "The smallest size that is let through gives pictures of its size, and a verdict"
-    make = lambda sz, **k: cyclegan.CycleGAN(cfg('07', load=sz, sz=sz, ngf=2, ndf=1, blocks=1, layers=layers, **k))
-    sz = -(-max(8, 3*2**layers)//4)*4
+    make = lambda sz: cyclegan.CycleGAN(cfg('07', load=sz, sz=sz, ngf=2, ndf=1, blocks=1, layers=layers, generator=generator))
+    sz = -(-max(smallest, 3*2**layers)//halved)*halved
     net, x = make(sz), torch.randn(1, 3, sz, sz)
     assert net.G(x).shape == x.shape and net.D_A(x).numel() >= 1
-    for bad in (sz+1, sz+2, max(8, 3*2**layers-4) if layers > 1 else 9):
+    for bad in (sz+1, sz+2, sz-halved):
         with pytest.raises(CourseError, match=f'sz = {bad}'): make(bad)
 
 
