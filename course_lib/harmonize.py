@@ -54,6 +54,7 @@ def style_at(
     target = object_gram(s[0].flatten(1)[:, idx.unique() if unique else idx])
     return lambda f: weight*relative_error(object_gram(f[0].flatten(1)[:, where]), target)
 
+# %% ../nbs/08b_painterly_harmonization.ipynb #08b00003
 def paint_inside(
     net, painting, start, mask, # the loss network; (1, 3, h, w) each, the second to begin with; (1, 1, h, w)
     *how, evals:int=100         # terms and pixels, see `picture_loss`
@@ -70,6 +71,7 @@ def _features_and_places(net, x, painting, mask): # layers, features of both pic
     f, s = features(net, ends, x), features(net, ends, painting)
     return ends, f, s, [mask_places(mask, o.shape[-2:]) for o in f]
 
+# %% ../nbs/08b_painterly_harmonization.ipynb #08b00004
 def first_pass(
     net, painting, pasted, mask, # the loss network; (1, 3, h, w) each; (1, 1, h, w)
     weight:float=5., block:int=1, evals:int=100 # of the style; of the content
@@ -118,6 +120,7 @@ def histogram_match(v, like): # (c, n) and (c, m) → (c, n)
     ranks = v.argsort(1).argsort(1)
     return like.sort(1)[0].gather(1, ranks*like.shape[1]//v.shape[1])
 
+# %% ../nbs/08b_painterly_harmonization.ipynb #08b00006
 def histogram_at(s, idx, where, weight): # see `style_at`
     "Features over the object, distributed as the painting's where it was mapped to"
     target = s[0].flatten(1)[:, idx]
@@ -135,6 +138,17 @@ def tv_weight(painting, tau:float=1.) -> float: # (1, 3, h, w), 0 to 1; how stro
     "Little total variation for detailed paintings, much for smooth ones"
     return (tau*10*torch.sigmoid(25 - 1e4*square_variation(painting).mean(1).median())).item()
 
+# %% ../nbs/08b_painterly_harmonization.ipynb #08b00007
+def _one_mapping(f, s, where, ref): # features of both pictures, the object's places at each layer, a layer
+    grids = [tuple(o.shape[-2:]) for o in f]
+    agreed = consistent_places(nearest_places(f[ref], s[ref], where[ref]), where[ref], s[ref])
+    return [carried_to(agreed, where[ref], grids[ref], *o) for o in zip(where, grids)]
+
+def _second_terms(ends, s, maps, where, ref, weight, hist):
+    style = [style_at(*o, weight/len(ends), unique=True) for o in zip(s, maps, where)]
+    hists = [(ends[k], histogram_at(s[k], maps[k], where[k], hist/2)) for k in (0, ref)]
+    return [*zip(ends, style), *hists]
+
 # %% ../nbs/08b_painterly_harmonization.ipynb #02e5b69c
 def second_pass(
     net, painting, pasted, mask, start, # see `first_pass`; (1, 3, h, w), what it made
@@ -143,11 +157,8 @@ def second_pass(
 ) -> tuple:                             # (1, 3, h, w), the losses
     "Fine: one consistent mapping for all layers, histograms, total variation"
     ends, f, s, where = _features_and_places(net, start, painting, mask)
-    grids, ref = [tuple(o.shape[-2:]) for o in f], min(2, len(ends)-1)
-    agreed = consistent_places(nearest_places(f[ref], s[ref], where[ref]), where[ref], s[ref])
-    maps = [carried_to(agreed, where[ref], grids[ref], *o) for o in zip(where, grids)]
-    style = [style_at(*o, weight/len(ends), unique=True) for o in zip(s, maps, where)]
-    hists = [(ends[k], histogram_at(s[k], maps[k], where[k], hist/2)) for k in (0, ref)]
-    terms, tv = [content_term(net, pasted, ends[block]), *zip(ends, style), *hists], tv_weight(painting, tau)
+    ref, tv = min(2, len(ends)-1), tv_weight(painting, tau)
+    terms = _second_terms(ends, s, _one_mapping(f, s, where, ref), where, ref, weight, hist)
     smooth = [lambda x: tv*square_variation(x).mean((1,2,3))]
-    return paint_inside(net, painting, start, mask, terms, smooth, evals=evals)
+    content = content_term(net, pasted, ends[block])
+    return paint_inside(net, painting, start, mask, [content, *terms], smooth, evals=evals)

@@ -40,13 +40,14 @@ def style_files(
 
 # %% ../nbs/08_style_transfer.ipynb #cf637c18
 def open_picture(
-    path:str|Path, px:int=2048 # a picture file; the longer side that is enough, in pixels
-) -> Image.Image: # RGB; its longer side is at least `px` where the file has that many, less than twice that
+    path:str|Path, px:int=2048, shorter:bool=False # a file; how many pixels its longer (shorter) side needs
+) -> Image.Image: # RGB; that side has at least `px` where the file has that many, and less than twice that
     "A picture, made smaller while it is decoded; raises `CourseError` if it cannot be read or is too large"
-    im = open_rgb(path, longest=px)
+    im = open_rgb(path, **{'smallest' if shorter else 'longest': px})
     w, h, _ = im.info.pop('drafted', (0, 0, 0))
     if w: print(f'{Path(path).name}: {w:,}×{h:,} pixels, opened at {im.width:,}×{im.height:,}')
-    im.thumbnail((2*px-1, 2*px-1), Image.Resampling.LANCZOS)
+    most = math.ceil((2*px-1)*max(im.size)/(min if shorter else max)(im.size))
+    im.thumbnail((most, most), Image.Resampling.LANCZOS)
     return im
 
 # %% ../nbs/08_style_transfer.ipynb #b7836d5b
@@ -101,7 +102,7 @@ def optimise(
 
 # %% ../nbs/08_style_transfer.ipynb #d2cade7e
 class FourierCanvas(nn.Module):
-    "A picture as a sum of waves, of which the coarse ones and the grey ones count more (Olah et al. 2017)"
+    "A picture by its Fourier coefficients, of which coarse and grey ones count more (Olah et al. 2017)"
     def __init__(self, start, # (n, 3, h, w), what is on it at first
         power:float=.7, # how much more: 1/frequency to this power; 0: all alike
         grey:float=2.3  # how much more the mean of the colours counts than their differences; 1: alike
@@ -153,7 +154,7 @@ def loss_network(
     arch:str, pretrained:str, # `small`, or a name in torchvision.models; see `imagenet_weights`
     pictures, device=None     # (n, 3, h, w), 0 to 1, for random weights to be measured on; None: the default
 ) -> tuple:                   # (nn.Sequential that never learns, whether it has ImageNet weights)
-    "A network to look at pictures with; random weights of unit variance where there are no others"
+    "A network to look at pictures with, its norms folded; random weights of unit variance for want of others"
     weights = None if arch == 'small' else imagenet_weights(arch, pretrained)
     net = plain_vgg() if arch == 'small' else torchvision_encoder(arch, weights)
     keep_outputs(net).eval().requires_grad_(False)

@@ -74,6 +74,30 @@ def test_turned_by_exif(tmp_path):
     assert open_picture(tmp_path/'x.jpg').size == (40, 60)
 
 
+@pytest.mark.parametrize('sz', [(4000, 800), (800, 4000), (300, 200)])
+def test_painting_is_opened_by_its_shorter_side(tmp_path, sz):
+    "What has to cover has enough pixels on its shorter side, where the file has them; by the longer side a strip is left with few"
+    Image.new('RGB', sz).save(tmp_path/'x.jpg')
+    im = open_picture(tmp_path/'x.jpg', 250, shorter=True)
+    assert min(im.size) == min(sz) or 250 <= min(im.size) < 500
+    assert abs(im.width/im.height - sz[0]/sz[1]) < .05*sz[0]/sz[1]
+    longer = max(open_picture(tmp_path/'x.jpg', 250).size)
+    assert 250 <= longer < 500
+
+
+def test_tool_opens_each_by_its_side(tmp_path, monkeypatch):
+    "`course style` asks for the photograph's longer side and for the painting's shorter one"
+    from course_lib.apps import style_files as app
+    seen, names = {}, [tmp_path/'photo.png', tmp_path/'strip.png']
+    for o,sz in zip(names, ((60, 40), (400, 80))): save_picture(soft_noise(sz[::-1], 3, 0), o)
+    def note(path, px, shorter=False):
+        seen[Path(path).name] = shorter
+        return open_picture(path, px, shorter)
+    monkeypatch.setattr(app, 'open_picture', note)
+    app.style_file(*names, tmp_path/'out.png', size=48, evals=2, arch='small', tell=lambda *a: None)
+    assert seen == {'photo.png': False, 'strip.png': True}
+
+
 def test_save_and_read_back(tmp_path):
     "Colours are not inverted: read back, a picture is within half a level"
     x = rand(1, 3, 20, 30)

@@ -52,7 +52,7 @@ def style_file(
     made, names = MadeHere(out.parent), [out.name, f'{out.stem}.part.npz', f'{out.stem}-so-far.jpg']
     _check_job(out, weight, evals)
     _check_names(made, names, (content, painting))
-    ims = [open_picture(o, size) for o in (content, painting)]
+    ims = [open_picture(o, size, shorter=o == painting) for o in (content, painting)]
     net, trained = _file_network(arch, pretrained, ims, tell)
     key = _job_key(ims, size, weight, evals, arch, trained)
     start, at = _state(made, names[1], key, tell)
