@@ -1,7 +1,10 @@
 "Sphinx's settings for the course's pages: notebooks as they were executed, no address outside, formulas as MathML"
+import sys
+from pathlib import Path
 from docutils import nodes
 from latex2mathml.converter import convert
 
+sys.path.insert(0, str(Path(__file__).parent))
 project, author, copyright = 'A deep-learning course that runs', 'The course_lib maintainers', 'The course_lib maintainers, Apache 2.0'
 extensions = ['myst_nb']
 nb_execution_mode = 'off'
@@ -11,16 +14,16 @@ nb_merge_streams = True
 myst_enable_extensions = ['dollarmath', 'html_image']
 myst_heading_anchors = 4
 
-
-def myst_heading_slug_func(title): return title.replace(' ', '-') # as JupyterLab does
-
-
+myst_heading_slug_func = 'conf.slug' # by name: it goes to other processes
 suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure', 'toc.not_included', 'config.cache']
 html_theme, html_title = 'sphinx_book_theme', project
 html_theme_options = dict(show_toc_level=2, use_download_button=False, use_fullscreen_button=True, home_page_in_toc=True)
 html_context = dict(default_mode='auto')
 html_math_renderer, html_copy_source, html_show_sourcelink = 'mathml', False, False
 html_css_files, html_static_path = ['course.css'], ['.']
+
+
+def slug(title): return title.replace(' ', '-') # as JupyterLab does
 
 
 def visit_math(self, node):
