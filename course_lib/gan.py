@@ -231,7 +231,7 @@ def gan_learner(
 
 # %% ../nbs/04_gan_superres.ipynb #35440ad9
 def train_generator(cfg) -> tuple: # the lesson's settings → (its Learner, pairs, the folder of the good ones)
-    "The first stage: pixels alone"
+    "The first stage: the pixel loss"
     path_hr, pairs = make_pairs(cfg)
     gen, had = make_generator(cfg)
     learn = gen_learner(pair_dls(pairs, path_hr, cfg), gen)
