@@ -165,7 +165,8 @@ def measure(net, ims, dev):
 
 def card(about, file):
     "What lies beside the weights"
-    def table(name): return '\n'.join(f'| {k} | {a:.2f} | {b:.2f} |' for k,(a,b) in about.figures[name].items())
+    def dB(x): return '∞' if x >= 90 else f'{x:.2f}'
+    def table(name): return '\n'.join(f'| {k} | {dB(a)} | {dB(b)} |' for k,(a,b) in about.figures[name].items())
     head, how = '| damage | before | after |\n| --- | ---: | ---: |', about.settings
     return f"""# The model in the box
 
@@ -181,7 +182,7 @@ A residual U-Net of 1.6 million numbers that restores photographs: `course resto
 
 ## Figures
 
-PSNR in dB, the mean over photographs; 90 stands for equal pictures. Ten photographs of the Berkeley set
+PSNR in dB, the mean over photographs; ∞ where nothing differs. Ten photographs of the Berkeley set
 that training has not seen, and on which nothing was chosen:
 
 {head}
