@@ -33,7 +33,7 @@ course: setup
 	@echo "Running the lessons (executed copies and pages: _runs/)"
 	@$(BIN)/course run $(LESSONS) $(if $(PROFILE),--profile $(PROFILE))
 
-# One process a notebook, several side by side with a thread or two each: on two cores, two processes with two threads each are ten times slower.
+# Several processes side by side, one thread each: on two cores, two processes with two threads each are ten times slower.
 test: setup
 	@echo "1 of 2: the notebooks, top to bottom"
 	@COURSE_PROFILE=sample COURSE_DEVICE=cpu $(BIN)/python tests/run_notebooks.py

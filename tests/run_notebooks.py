@@ -1,15 +1,17 @@
 """Run every notebook with nbdev's tester, each in a process of its own, several side by side as `course run` does, the longest first, and print what each took.
 
 Notebooks that shared a process would share dtype, environment and modules. On Linux the processes are forked from one that has imported torch and fastai
-already and has computed nothing, which saves each of them some seconds.
+already and has computed nothing, which saves each of them some seconds. Each has one thread: on two cores, two processes with two threads each are ten
+times slower.
 
     python tests/run_notebooks.py [--jobs 2] [name ...]
 """
 import argparse, multiprocessing, os, sys, tempfile, time
+for k,v in dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE').items(): os.environ.setdefault(k, v) # read once, when torch is imported
 from importlib import import_module
 from pathlib import Path
 from course_lib.core import active_profile
-from course_lib.runner import cell_minutes, full_name, longest_first, notebooks, side_by_side, threads_env
+from course_lib.runner import cell_minutes, full_name, longest_first, notebooks, side_by_side
 
 root = Path(__file__).resolve().parent.parent
 
@@ -33,8 +35,7 @@ if __name__ == '__main__':
     args, profile = p.parse_args(), active_profile()
     todo = [o for o in notebooks() if not args.names or any(full_name(o).startswith(n) or o.stem.startswith(n) for n in args.names)]
     if not todo: sys.exit('run_notebooks: no notebook matches')
-    jobs, threads = side_by_side(len(todo), profile, args.jobs)
-    for k,v in threads_env(threads).items(): os.environ.setdefault(k, v)
+    jobs, _ = side_by_side(len(todo), profile, args.jobs)
     how = 'fork' if sys.platform == 'linux' else 'spawn'
     if how == 'fork': import_module('fastai.vision.all') # once for all
     failed = []
