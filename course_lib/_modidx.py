@@ -126,6 +126,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.cli.style': ('lib/cli.html#style', 'course_lib/cli.py'),
                                 'course_lib.cli.train': ('lib/cli.html#train', 'course_lib/cli.py')},
             'course_lib.core': { 'course_lib.core.CourseError': ('lib/core.html#courseerror', 'course_lib/core.py'),
+                                 'course_lib.core.CourseError.__str__': ('lib/core.html#courseerror.__str__', 'course_lib/core.py'),
                                  'course_lib.core._asked': ('lib/core.html#_asked', 'course_lib/core.py'),
                                  'course_lib.core._check_section': ('lib/core.html#_check_section', 'course_lib/core.py'),
                                  'course_lib.core._checked_settings': ('lib/core.html#_checked_settings', 'course_lib/core.py'),

@@ -23,6 +23,7 @@ warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit\._
 # %% ../nbs/lib/core.ipynb #754ae90c
 class CourseError(CliError):
     "Something the reader can mend; the message is one line: what, where, what was expected, what to do"
+    def __str__(self): return ''.join(o if o.isprintable() else ascii(o)[1:-1] for o in super().__str__())
 
 # %% ../nbs/lib/core.ipynb #d3c81d8a
 def clone_root() -> Path|None: # folder of the clone; None when `course_lib` was installed from a wheel
@@ -113,7 +114,7 @@ def settings_files() -> list[Path]: # the course's own, then the nearest one abo
     "The settings files in force, the weakest first"
     own = course_file('settings.ini')
     for p in (d/'settings.ini' for d in (Path.cwd(), *Path.cwd().parents)):
-        if not p.exists(): continue
+        if not p.is_file(): continue
         if p.samefile(own): break
         ours = b'[course]' in p.read_bytes().replace(b'\0', b'') # UTF-16 is refused, not passed over
         if ours and _parse_ini(p).has_section('course'): return [own, p]
@@ -121,8 +122,8 @@ def settings_files() -> list[Path]: # the course's own, then the nearest one abo
 
 # %% ../nbs/lib/core.ipynb #a7ea30b8
 def _check_section(path, section, names):
-    lesson, _, prof = section.partition('.')
-    if section in ('course', 'keys') or lesson in names and prof in ('', 'sample', 'full'): return
+    known = [f'{o}{end}' for o in names for end in ('', '.sample', '.full')]
+    if section in ('course', 'keys', *known): return
     raise CourseError(f"{path}: [{section}] is no section of this course. Expected [course], [LESSON], "
                       f"[LESSON.sample] or [LESSON.full] with LESSON one of {', '.join(names)}")
 
