@@ -144,7 +144,7 @@ def _keep_or_make(src, rel, how, made, again, rep, make):
     if not again and made.key(rel) == key: rep.kept += 1; return
     data, note = make()
     if data: made.put(rel, data, key); rep.made += 1
-    if note: rep.notes.append((rel, *note))
+    if note: rep.notes.append((str(Path(rel).with_name(src.name)), *note))
 
 # %% ../nbs/05b_any_photograph.ipynb #77a63331
 def _one_file(model, src, name, kwargs):

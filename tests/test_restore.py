@@ -463,3 +463,13 @@ def test_no_room_on_the_device(tmp_path, model, cat, said):
     assert "does not fit into the device's memory" in str(rep.notes) and not list(tmp_path.rglob('out/*.png'))
     said = 'shapes differ'
     with pytest.raises(RuntimeError, match='shapes differ'): restore_files([tmp_path/'cat.png'], model, tmp_path/'out', shown=False)
+
+
+def test_text_in_the_album(tmp_path, capsys):
+    "What seems to be no picture is told under its own name, and is no fault that the shell hears of"
+    from course_lib import cli
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in'/'diary.txt').write_text('words')
+    assert cli.restore(str(tmp_path/'in'), out=str(tmp_path/'out')) == 0
+    said = capsys.readouterr().out
+    assert 'diary.txt' in said and 'diary.txt.png' not in said
