@@ -574,6 +574,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_lib.models._kept_bytes': ('lib/models.html#_kept_bytes', 'course_lib/models.py'),
                                    'course_lib.models._no_weights': ('lib/models.html#_no_weights', 'course_lib/models.py'),
                                    'course_lib.models._too_big': ('lib/models.html#_too_big', 'course_lib/models.py'),
+                                   'course_lib.models._weights_in': ('lib/models.html#_weights_in', 'course_lib/models.py'),
                                    'course_lib.models.bs_that_fits': ('lib/models.html#bs_that_fits', 'course_lib/models.py'),
                                    'course_lib.models.can_compile': ('lib/models.html#can_compile', 'course_lib/models.py'),
                                    'course_lib.models.card_bs': ('lib/models.html#card_bs', 'course_lib/models.py'),

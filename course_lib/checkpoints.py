@@ -42,7 +42,7 @@ def _read(file):
     if not Path(file).exists(): raise CourseError(f'{file}: there is no checkpoint. Train first')
     try:
         s = torch.load(file, map_location='cpu', weights_only=True)
-        return [s[k] for k in ('parts', 'own', 'settings', 'place')]
+        return {**s['parts']}, [{**o} for o in s['own']], {**s['settings']}, {**s['place']}
     except Exception as e:
         why = f'not a checkpoint that can be read ({type(e).__name__})'
         raise CourseError(f'{file}: {why}. Delete it and start anew') from None

@@ -53,9 +53,12 @@ def unlike(
     return '; '.join(res[:3]) + (f'; and {len(res)-3} more' if len(res) > 3 else '')
 
 # %% ../nbs/lib/weights.ipynb #2fb829f3
-def _untrained(kind, cfg):
-    if kind in network_kinds: return network_kinds[kind](cfg)
-    raise CourseError(f"{kind!r} is no kind of network here. Known: {', '.join(network_kinds)}")
+def _untrained(where, kind, cfg):
+    if kind not in network_kinds:
+        raise CourseError(f"{where}: {kind!r} is no kind of network here. Known: {', '.join(network_kinds)}")
+    try: return network_kinds[kind](cfg)
+    except Exception as e: why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
+    raise CourseError(f'{where}: no {kind} can be made of its settings ({why}). Expected those it was saved with')
 
 def save_weights(
     path, model:nn.Module,# the file, .safetensors; a trained network
@@ -67,7 +70,7 @@ def save_weights(
     check_finite(tell_path(path), model)
     few = lambda v: v.half() if half and v.is_floating_point() else v
     tensors = {k: few(v.detach().cpu()).contiguous().clone() for k,v in model.state_dict().items()}
-    if bad := unlike(_untrained(kind, cfg), tensors):
+    if bad := unlike(_untrained('save_weights', kind, cfg), tensors):
         raise CourseError(f'save_weights: this network is not what {kind} makes of these settings: {bad}')
     about = dict(kind=kind, settings=dict(cfg), figures=figures or {}, versions=versions())
     about['home'] = network_kinds[kind].__module__
@@ -85,10 +88,11 @@ def read_weights(
         with safe_open(str(path), 'pt') as f:
             about = json.loads((f.metadata() or {}).get('course_lib', 'null'))
             tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, ValueError, OSError) as e:
+    except (SafetensorError, ValueError, OSError, RecursionError) as e:
         why = f"no weights in the safetensors format, or cut off ({' '.join(str(e).split())[:100]})"
         raise CourseError(f'{tell_path(path)}: {why}. {want}') from None
-    if not isinstance(about, dict) or not {'kind', 'settings', 'sha256', 'versions'} <= set(about):
+    types = dict(kind=str, settings=dict, sha256=str, versions=dict)
+    if not isinstance(about, dict) or any(not isinstance(about.get(k), o) for k,o in types.items()):
         raise CourseError(f'{tell_path(path)}: it does not say which network it belongs to. {want}')
     about['settings'] = AttrDict(about['settings'])
     if weights_digest(tensors) == about['sha256']: return tensors, AttrDict(about)
@@ -100,7 +104,7 @@ def load_network(
 ) -> tuple: # (the network, ready to use, on the default device; what `read_weights` says about it)
     "A network from its weights; raises `CourseError` that says what differs"
     tensors, about = read_weights(path)
-    model, now = _untrained(about.kind, about.settings), versions()
+    model, now = _untrained(tell_path(path), about.kind, about.settings), versions()
     if bad := unlike(model, tensors):
         since = [f'; {k} {v} then, {now.get(k)} now' for k,v in about.versions.items() if v != now.get(k)]
         bad += ''.join(since)

@@ -33,7 +33,7 @@ def imagenet_weights(
     file = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1]
     try:
         if not file.exists(): _fetch_weights(url, file, timeout)
-        return torch.load(file, map_location='cpu', weights_only=True)
+        return _weights_in(file, arch)
     except Exception as e: why = f"{type(e).__name__}: {' '.join(str(e).split())[:160] or 'no answer'}"
     return _no_weights(arch, pretrained, f'{why}; address {url}, looked for as {tell_path(file)}')
 
@@ -42,6 +42,15 @@ def _no_weights(arch, pretrained, why):
     line = f'{arch}: no ImageNet weights ({why})'
     if pretrained == 'yes': raise CourseError(f'{line}. Fetch them there, or set pretrained = auto')
     print(f'{line}. Going on from scratch')
+
+def _weights_in(file, arch):
+    from torchvision.models import get_model
+    try:
+        res = torch.load(file, map_location='cpu', weights_only=True)
+        with torch.device('meta'): get_model(arch).load_state_dict(res, assign=True) # do they fit?
+    except Exception as e: raise OSError(f'{file.name} is cut off, or no weights of this network '
+                                         f'({type(e).__name__}). Delete it') from None
+    return res
 
 def _fetch_weights(url, file, timeout):
     "Download beside the final name, check the hash that the name carries, rename"
