@@ -589,6 +589,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_lib.models.is_oom': ('lib/models.html#is_oom', 'course_lib/models.py'),
                                    'course_lib.models.memory_layout': ('lib/models.html#memory_layout', 'course_lib/models.py'),
                                    'course_lib.models.picture_bytes': ('lib/models.html#picture_bytes', 'course_lib/models.py'),
+                                   'course_lib.models.save_learner': ('lib/models.html#save_learner', 'course_lib/models.py'),
                                    'course_lib.models.small_vgg': ('lib/models.html#small_vgg', 'course_lib/models.py'),
                                    'course_lib.models.tell_memory': ('lib/models.html#tell_memory', 'course_lib/models.py'),
                                    'course_lib.models.torchvision_encoder': ( 'lib/models.html#torchvision_encoder',

@@ -6,13 +6,13 @@
 __all__ = ['save_checkpoint', 'load_checkpoint', 'Resumable']
 
 # %% ../nbs/lib/checkpoints.ipynb #e209151f
-import time
+import io, time
 from copy import deepcopy
 from pathlib import Path
 import torch
 from torch import nn
 from .core import CourseError
-from .files import atomic_path
+from .files import write_atomic
 from .models import check_finite
 from .processes import gather_all, process_rank
 
@@ -35,7 +35,8 @@ def save_checkpoint(
     each = gather_all(_states(own))
     if process_rank()[0]: return # the first process writes for all
     state = dict(parts=_states(parts), own=each, settings=_kept(settings), place=place)
-    with atomic_path(file) as tmp: torch.save(state, tmp)
+    torch.save(state, f := io.BytesIO()) # a full disk has torch say anything but that it is full
+    write_atomic(file, f.getbuffer())
 
 # %% ../nbs/lib/checkpoints.ipynb #a0516159
 def _read(file):

@@ -31,6 +31,9 @@ def atomic_path(
         if sync:
             with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except OSError as e:
+        if e.filename in (None, str(tmp)): e.filename = str(path)
+        raise
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/lib/files.ipynb #c511b7a5

@@ -27,7 +27,7 @@ from .data import at_hand, get_data
 from .tensors import TensorDL
 from .kept_weights import network_kind
 from .metrics import psnr, ssim
-from .models import channels_last, check_finite, imagenet_norm, memory_layout
+from .models import channels_last, imagenet_norm, memory_layout, save_learner
 from .pairs import SquarePhoto, crops_each, held_out, make_pairs, on_normalised, pair_dls, pair_tfms
 from .pairs import photo_scores, photo_squares, quartered, square_batch
 from .resnet import course_learner
@@ -262,8 +262,7 @@ def train(cfg): # the lesson's settings → the trained GANLearner
     learn_crit = train_critic(cfg, learn_gen, pairs, path_hr, lesson_critic(cfg))
     learn = gan_learner(learn_gen, learn_crit, cfg, FilmStrip(learn_gen.dls.valid.one_batch()[0][:4]))
     learn.fit(cfg.epochs_gan, cfg.lr_gan)
-    check_finite('04_gan_superres', learn.model)
-    learn.save('04_gan_superres')
+    save_learner(learn, '04_gan_superres')
     return learn
 
 # %% ../nbs/04_gan_superres.ipynb #fbb6ea54

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['imagenet_weights', 'imagenet_norm', 'torchvision_encoder', 'small_vgg', 'picture_bytes', 'bs_that_fits',
-           'free_memory', 'card_bs', 'is_oom', 'tell_memory', 'check_finite', 'memory_layout', 'channels_last',
-           'half_dtype', 'can_compile', 'fast_model', 'in_half']
+           'free_memory', 'card_bs', 'is_oom', 'tell_memory', 'check_finite', 'save_learner', 'memory_layout',
+           'channels_last', 'half_dtype', 'can_compile', 'fast_model', 'in_half']
 
 # %% ../nbs/lib/models.ipynb #ad6bf900
-import copy, hashlib
+import copy, hashlib, io
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from torch import nn
 from fastai.callback.fp16 import MixedPrecision
+from fastai.learner import save_model
 from fastai.vision.core import imagenet_stats
 from fastdownload.core import download_url
 from .core import CourseError, course_device, tell_path
-from .files import atomic_path
+from .files import atomic_path, write_atomic
 
 # %% ../nbs/lib/models.ipynb #e04ed9c7
 def imagenet_weights(
@@ -196,6 +197,12 @@ def check_finite(
     raise CourseError(f'{where}: the training has failed: {bad[0]} and so {len(bad)} of the tensors hold NaN '
                       'or infinity. What was saved before is left as it is. Lower the learning rate in '
                       'settings.ini and start anew')
+
+def save_learner(learn, name:str): # a Learner; the name of a file among its models
+    "`learn.save`, at once or not at all; nothing where a weight is NaN"
+    check_finite(name, learn.model)
+    save_model(f := io.BytesIO(), learn.model, learn.opt)
+    write_atomic(learn.path/learn.model_dir/f'{name}.pth', f.getbuffer())
 
 # %% ../nbs/lib/models.ipynb #66d77d75
 def memory_layout(

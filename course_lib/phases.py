@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from .core import CourseError, seed_everything
 from .data import get_data
 from .tensors import RandomPadCrop
-from .models import check_finite
+from .models import save_learner
 from .phase_parts import DecayingValue, FirstBatches, PhaseOpts, checked
 from .resnet import course_learner, deep_net, mnist_dls
 
@@ -200,6 +200,5 @@ def train(cfg): # the lesson's settings
     seed_everything(cfg.seed)
     learn = course_learner(sized_dls(cfg), small_net(cfg.nf_small))
     learn.fit_phases(phases_1cycle(cfg.epochs, cfg.lr))
-    check_finite('11_training_phases', learn.model)
-    learn.save('11_training_phases')
+    save_learner(learn, '11_training_phases')
     return learn

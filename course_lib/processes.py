@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch, torch.distributed as dist
 from fastai.callback.core import Callback
 from .core import course_device
-from .models import check_finite
+from .models import save_learner
 
 # %% ../nbs/lib/processes.ipynb #44dbf557
 def process_rank() -> tuple: # number of this process, from 0; how many there are
@@ -69,8 +69,7 @@ def fit_and_save(
         with learn.no_bar(), learn.no_logging(): fit(learn)
         return learn
     seconds = fit(learn)
-    check_finite(name, learn.model)
-    learn.save(name)
+    save_learner(learn, name)
     many = f'{world} processes' if world > 1 else 'one process'
     print(f'accuracy {learn.final_record[-1]:.4f} after {seconds:.1f} s, '
           f'{many} of {learn.dls.bs} pictures a batch')

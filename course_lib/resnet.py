@@ -16,7 +16,7 @@ from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, G
     ImageBlock, Learner, Normalize, PILImageBW, accuracy, parent_label)
 from .data import get_data, known_images
 from .tensors import RandomPadCrop, TensorDL
-from .models import check_finite
+from .models import save_learner
 
 # %% ../nbs/01_mnist_resnet.ipynb #6851a3dc
 digit_tfms = [RandomPadCrop(3)] # the augmentation of the digits
@@ -196,6 +196,5 @@ def train(
     seed_everything(cfg.seed)
     learn = course_learner(mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs), resnet_ish())
     learn.fit_one_cycle(cfg.epochs_deep, cfg.lr_deep)
-    check_finite('01_mnist_resnet', learn.model)
-    learn.save('01_mnist_resnet')
+    save_learner(learn, '01_mnist_resnet')
     return learn

@@ -19,7 +19,7 @@ from fastai.basics import DataLoader, DataLoaders, Metric
 from fastai.callback.rnn import ModelResetter
 from .core import CourseError, course_device, seed_everything
 from .data import get_data
-from .models import check_finite
+from .models import save_learner
 from .resnet import course_learner
 
 # %% ../nbs/09_human_numbers.ipynb #208ad9c3
@@ -250,6 +250,5 @@ def train(cfg): # the lesson's settings → the trained Learner
     seed_everything(cfg.seed) # just before the weights are drawn, as above: so it is the same run
     learn = words_learner(dls, Model5(len(vocab), cfg.nh))
     learn.fit_one_cycle(cfg.epochs_gru, cfg.lr_gru)
-    check_finite('09_human_numbers', learn.model)
-    learn.save('09_human_numbers')
+    save_learner(learn, '09_human_numbers')
     return learn

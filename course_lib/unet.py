@@ -18,7 +18,7 @@ from fastai.vision.all import (AddMaskCodes, DataBlock, FuncSplitter, ImageBlock
 from .core import CourseError, course_device, seed_everything
 from .data import get_data
 from .tensors import PILPhoto, TensorDL
-from .models import (card_bs, channels_last, check_finite, imagenet_weights, tell_memory,
+from .models import (card_bs, channels_last, imagenet_weights, save_learner, tell_memory,
     torchvision_encoder)
 from .resnet import conv2, conv_layer, course_learner
 from .scenes import check_masks, check_sizes, mask_file, scene_codes, scene_files, SceneMask
@@ -354,6 +354,5 @@ def train(cfg): # the lesson's settings; gives the trained Learner
     model, had = make_unet(cfg, len(codes), sz)
     learn = segmenter(scene_dls(path, cfg.bs, sz, cfg.augment), model, codes)
     for o in scene_stages(cfg): fit_size(learn, cfg, path, had, *o)
-    check_finite('02_unet_segmentation', model)
-    learn.save('02_unet_segmentation')
+    save_learner(learn, '02_unet_segmentation')
     return learn

@@ -61,3 +61,31 @@ def clone(tmp_path, monkeypatch):
     for o in (core, results, cli, runner): monkeypatch.setattr(o, 'clone_root', lambda: new)
     monkeypatch.setattr(results, '_started', {}) # no lesson has begun
     return new
+
+
+def mount(*args): return shutil.which('mount') and not subprocess.run(['mount', *map(str, args)], capture_output=True).returncode
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk that holds so many kB, where the system lets us make one: `small_disk(48)` gives its folder, and called again gives it that much room"
+    d = tmp_path/'disk'
+    d.mkdir()
+    def _f(kB):
+        new = ['-o', f'remount,size={kB}k'] if os.path.ismount(d) else ['-t', 'tmpfs', '-o', f'size={kB}k', 'none']
+        if not mount(*new, d): pytest.skip('no disk can be mounted here')
+        return d
+    yield _f
+    if os.path.ismount(d): subprocess.run(['umount', '-l', d], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    "Nobody may write to a folder: `read_only(folder)` gives another name under which that is so, for root too"
+    d = tmp_path/'read only'
+    d.mkdir()
+    def _f(folder):
+        if mount('--bind', folder, d) and mount('-o', 'remount,ro,bind', d): return d
+        pytest.skip('nothing can be mounted read-only here')
+    yield _f
+    if os.path.ismount(d): subprocess.run(['umount', '-l', d], check=True)
