@@ -321,6 +321,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'course_lib.data': { 'course_lib.data._Member': ('lib/data.html#_member', 'course_lib/data.py'),
                                  'course_lib.data._Member._proc_member': ('lib/data.html#_member._proc_member', 'course_lib/data.py'),
                                  'course_lib.data._check_archive': ('lib/data.html#_check_archive', 'course_lib/data.py'),
+                                 'course_lib.data._fastai_folder': ('lib/data.html#_fastai_folder', 'course_lib/data.py'),
                                  'course_lib.data._fetch': ('lib/data.html#_fetch', 'course_lib/data.py'),
                                  'course_lib.data._have': ('lib/data.html#_have', 'course_lib/data.py'),
                                  'course_lib.data._is_there': ('lib/data.html#_is_there', 'course_lib/data.py'),

@@ -149,9 +149,10 @@ def lesson_module(lesson:str): # its name
 
 # %% ../nbs/lib/cli.ipynb #cbbb8554
 def _keep_weights(name):
-    from course_lib.kept_weights import keep_training, kept_trainings
+    from course_lib.kept_weights import keep_training, kept_file, kept_trainings
     mine = [k for k,o in kept_trainings().items() if find_lesson(o.lesson) == name]
     if not mine: raise CourseError(f'{name} has no weights that come with the course')
+    check_folder(kept_file(mine[0]).parent, 'a clone of your own')
     for o in mine: print(f'{o}: {tell_path(keep_training(o))}')
 
 @call_parse
@@ -161,6 +162,7 @@ def train(
     keep:bool=False  # Train for as long as the kept weights were, and write them with their card
 ):
     "Train a lesson's model outside its notebook; under torchrun, on several devices where the lesson can"
+    check_folder(runs_home(), 'COURSE_RUNS') # before hours of work
     if keep: return _keep_weights(find_lesson(lesson))
     header(lesson, profile)
     fn, name = getattr(lesson_module(lesson), 'train', None), find_lesson(lesson)

@@ -169,6 +169,10 @@ def _neural_style_layout(path): # the unpacked archive of jcjohnson's neural-sty
 _converters = {None: lambda path: path, 'segnet': segnet_layout, 'neural_style': _neural_style_layout}
 
 # %% ../nbs/lib/data.ipynb #558b0414
+def _fastai_folder(kind): # `data` or `archive`, for looking even where fastai cannot make its config.ini
+    try: return fastai_cfg().path(kind)
+    except OSError: return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/kind
+
 def _list_once(card, path):
     if 'listed' in card.full and path.is_dir(): list_files(path, card.full['listed'])
 
@@ -192,7 +196,7 @@ def _unpacked(name, card, arch, tmp, stats):
 def _fetch(name, card, dest, timeout):
     "Fetch and unpack beside `dest`, check, rename; `CourseError`, and nothing is left, if that fails"
     url = getattr(URLs, card.full['url'], card.full['url'])
-    archives, tmp = fastai_cfg().path('archive'), dest.parent/f'.{dest.name}-fetching'
+    archives, tmp = _fastai_folder('archive'), dest.parent/f'.{dest.name}-fetching'
     arch = archives/card.full.get('archive', url.split('/')[-1])
     carried, stats = arch.exists(), read_checks(checks_module(fastai_data)).get(url)
     if not stats and 'md5' in card.full: stats = card.full['bytes'], card.full['md5']
@@ -247,7 +251,7 @@ def full_data(
     "The lecture's dataset: the copy that is there, or a fresh one; raises `CourseError` that says what to do"
     card = dataset(name)
     if 'full' not in card: raise CourseError(f'{name} has no full version. Use the profile sample')
-    dest = fastai_cfg().path('data')/card.full['folder']
+    dest = _fastai_folder('data')/card.full['folder']
     try: _have(name, card, dest, timeout)
     except OSError as e: raise CourseError(f'{name}: {dest.parent} cannot be used ({type(e).__name__}: {e}). '
                                            'Make room there, or set FASTAI_HOME to another folder') from None
@@ -282,7 +286,7 @@ def at_hand(
     "Look for a dataset, or a part of it, without making or fetching anything; an empty folder is none"
     card = dataset(name).get(profile)
     if card is None: return None
-    path = data_home()/'sample'/name if profile == 'sample' else fastai_cfg().path('data')/card['folder']
+    path = data_home()/'sample'/name if profile == 'sample' else _fastai_folder('data')/card['folder']
     if 'listed' in card and next(path.glob(card['listed']), None): return path # it is listed when it is used
     return path if all(count_files(path, card['layout']).values()) else None
 

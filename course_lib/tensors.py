@@ -90,11 +90,11 @@ def image_cache(
     dest = Path(home or data_home()/'cache')/_cache_name(files, open_image, sz)
     stats, code = _file_stats(files), code_key(open_image)
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(dest.with_suffix('.lock')):
-            if (x := _cached(dest, stats, code)) is None:
-                _build_cache(dest, files, stats, code, open_image, sz, workers)
-                x = _cached(dest, stats, code)
+        if (x := _cached(dest, stats, code)) is None:
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(dest.with_suffix('.lock')): # another process may have built it meanwhile
+                if _cached(dest, stats, code) is None: _build_cache(dest, files, stats, code, open_image, sz, workers)
+            x = _cached(dest, stats, code)
     except OSError as e:
         raise CourseError(f'{dest.parent}: decoded pictures cannot be kept there ({type(e).__name__}: {e}). '
                           'Make room, or set COURSE_DATA to another folder') from None

@@ -80,12 +80,15 @@ def small_disk(tmp_path):
 
 
 @pytest.fixture
-def read_only(tmp_path):
-    "Nobody may write to a folder: `read_only(folder)` gives another name under which that is so, for root too"
-    d = tmp_path/'read only'
-    d.mkdir()
-    def _f(folder):
-        if mount('--bind', folder, d) and mount('-o', 'remount,ro,bind', d): return d
-        pytest.skip('nothing can be mounted read-only here')
+def read_only():
+    "Nobody may write to a folder, root included: `read_only(folder)`, or under another name alone: `read_only(folder, name)`"
+    done = []
+    def _f(folder, name=None):
+        at = name or folder
+        at.mkdir(exist_ok=True)
+        if not mount('--bind', folder, at): pytest.skip('nothing can be mounted here')
+        done.append(at)
+        assert mount('-o', 'remount,ro,bind', at)
+        return at
     yield _f
-    if os.path.ismount(d): subprocess.run(['umount', '-l', d], check=True)
+    for o in done: subprocess.run(['umount', '-l', o], check=True)
