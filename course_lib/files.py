@@ -8,7 +8,7 @@ __all__ = ['write_errors', 'atomic_path', 'write_atomic', 'why_unwritable', 'che
 
 # %% ../nbs/lib/files.ipynb #5bc8fbbc
 import dis, errno, functools, hashlib, importlib, json, os, secrets, sys, tempfile, types
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,9 +32,10 @@ def atomic_path(
             with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        if e.filename in (None, str(tmp)): e.filename = str(path)
+        if str(e.filename) in ('None', str(tmp)): e.filename = str(path)
         raise
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): tmp.unlink()
 
 # %% ../nbs/lib/files.ipynb #c511b7a5
 def write_atomic(

@@ -81,14 +81,15 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def read_only():
-    "Nobody may write to a folder, root included: `read_only(folder)`, or under another name alone: `read_only(folder, name)`"
+    "From now on nobody may write to a folder of the test, root included: it lies on a disk of its own, into which it is copied (so nothing else can be lost)"
     done = []
-    def _f(folder, name=None):
-        at = name or folder
-        at.mkdir(exist_ok=True)
-        if not mount('--bind', folder, at): pytest.skip('nothing can be mounted here')
-        done.append(at)
-        assert mount('-o', 'remount,ro,bind', at)
-        return at
+    def _f(folder):
+        was = folder.rename(folder.with_name(f'{folder.name}-was'))
+        folder.mkdir()
+        if not mount('-t', 'tmpfs', 'none', folder): pytest.skip('no disk can be mounted here')
+        done.append(folder)
+        shutil.copytree(was, folder, dirs_exist_ok=True)
+        assert mount('-o', 'remount,ro', folder)
+        return folder
     yield _f
     for o in done: subprocess.run(['umount', '-l', o], check=True)

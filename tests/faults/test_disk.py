@@ -1,6 +1,5 @@
 "A real disk that is full, and folders that nobody may write to: a line that says where, what was there before stays, nothing is half there, and with room it goes on"
-import errno, io, json, os, tarfile
-from pathlib import Path
+import errno, io, json, os, shutil, tarfile
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import AttrDict, Config, Learner, DataLoaders
@@ -9,8 +8,8 @@ from conftest import root
 from course_lib import cli, data
 from course_lib.apps.style_files import style_file
 from course_lib.checkpoints import save_checkpoint
-from course_lib.core import CourseError, lesson_settings, runs_home
-from course_lib.data import full_data, get_data
+from course_lib.core import CourseError, lesson_settings
+from course_lib.data import full_data
 from course_lib.files import MadeHere
 from course_lib.kept_weights import network_kind, save_weights
 from course_lib.models import save_learner
@@ -175,6 +174,7 @@ read_only_clone = '''
 import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
 from course_lib.cli import course
+print(course.__code__.co_filename)
 for o in json.loads(sys.argv[1]):
     sys.argv = ['course', *o]
     out, err = io.StringIO(), io.StringIO()
@@ -186,11 +186,15 @@ for o in json.loads(sys.argv[1]):
 
 def test_clone_that_is_only_read(python, read_only, tmp_path, monkeypatch):
     "What can be told is told; what would write says what to set before it works for hours; nothing is a traceback"
-    ro = read_only(root, tmp_path/'clone')
+    for o in ('course_lib', 'nbs', 'results'): shutil.copytree(root/o, tmp_path/'clone'/o, ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path/'clone'/'data').mkdir()
+    for o in ('settings.ini', 'README.md', 'data/datasets.toml', 'data/lessons.toml'): shutil.copy(root/o, tmp_path/'clone'/o)
+    ro = read_only(tmp_path/'clone')
     for o in ('COURSE_DATA', 'COURSE_RUNS'): monkeypatch.delenv(o)
     says = {('results',): None, ('doctor',): None, ('run', '01'): '--out or COURSE_RUNS', ('train', '09'): 'COURSE_RUNS', ('train', '04', '--keep'): 'cannot be written', ('results', '--readme'): 'README.md',
             ('data', 'human_numbers'): 1, ('data', 'mnist', '--profile', 'full'): 1, ('answers', '01'): 'cannot be made'}
     res = python(read_only_clone, json.dumps(list(says)), PYTHONPATH=str(ro), FASTAI_HOME=str(ro/'fastai'), PYTHONDONTWRITEBYTECODE='1')
+    assert str(ro) in res.stdout.splitlines()[0]
     got = [json.loads(o[7:]) for o in res.stdout.splitlines() if o.startswith('RESULT ')]
     assert len(got) == len(says), res.stderr
     for (args, want), (code, out, err) in zip(says.items(), got):
