@@ -18,7 +18,7 @@ from traceback import extract_tb
 from fastcore.basics import num_cpus
 from fastcore.xtras import modified_env
 from .core import clone_root, CourseError, data_home, course_device, runs_home, tell_path
-from .files import MadeHere, why_unwritable, read_json, write_atomic
+from .files import MadeHere, file_lock, why_unwritable, read_json, write_atomic
 from .results import load_results
 
 # %% ../nbs/lib/runner.ipynb #a9371053
@@ -167,15 +167,16 @@ cell_minutes = 20 # that a cell may take at `sample`, also on a slow machine bes
 def _write_copy(nb, name, path, out):
     "Write the executed copy and the page; returns what there is to say about them"
     import nbformat
-    made, said = MadeHere(out), []
-    stems = (name + f'-{i}'*(i > 1) for i in count(1))
-    stem = next(o for o in stems if made.ours(f'{o}.ipynb') and made.ours(f'{o}.html'))
+    text, page, said = nbformat.writes(nb)+'\n', '', []
+    try: page = page_of(nb, name, path.parent)
+    except Exception as e: said.append(f'no page was written: {type(e).__name__}: {e}')
+    with file_lock(Path(out)/'.writing.lock'): # another run may end there at this moment
+        made, stems = MadeHere(out), (name + f'-{i}'*(i > 1) for i in count(1))
+        stem = next(o for o in stems if made.ours(f'{o}.ipynb') and made.ours(f'{o}.html'))
+        for end,s in dict(ipynb=text, html=page).items():
+            if s: made.put(f'{stem}.{end}', s.encode('utf-8', 'backslashreplace'))
     if stem != name: said.append(f'{name} in {tell_path(out)} was changed since or is not ours, and stays: '
                                  f'this run is in {stem}')
-    made.put(f'{stem}.ipynb', (nbformat.writes(nb)+'\n').encode('utf-8', 'backslashreplace'))
-    try: page = page_of(nb, stem, path.parent)
-    except Exception as e: said.append(f'no page was written: {type(e).__name__}: {e}')
-    else: made.put(f'{stem}.html', page.encode('utf-8', 'backslashreplace'))
     return said
 
 # %% ../nbs/lib/runner.ipynb #5da8cdff
@@ -197,7 +198,11 @@ def run_one(path:Path, profile:str, out:Path, # notebook, `sample` or `full`, th
 ) -> dict:        # lesson, status, seconds, headline, said (lines), nb
     "Execute one notebook and write what came out, also when it fails half-way"
     import nbformat
-    nb, name, i = nbformat.read(path, as_version=4), full_name(path), 0
+    name, i = full_name(path), 0
+    try: nb = nbformat.read(path, as_version=4)
+    except Exception as e:
+        said = f'{tell_path(path)}: no notebook, or half of one ({type(e).__name__}). Bring it back'
+        return dict(lesson=name, status='failed', seconds=0, headline='', said=[said], nb=None)
     t0, minutes = time.time(), cell_minutes if profile == 'sample' else None
     def each(index, n):
         nonlocal i
@@ -323,6 +328,8 @@ def run_cells(path:Path): # a notebook without magics
 def save_outputs(path:Path, nb): # the notebook in nbs/ that takes its outputs; the executed one
     "Write a run's outputs back into the source notebook: cleaned by nbdev, cells counted 1, 2, 3, …"
     from nbdev.clean import clean_nb
+    if [''.join(o['source']) for o in read_json(path, ('cells',))['cells']] != [o.source for o in nb.cells]:
+        return print(f'{full_name(path)} was edited while it ran, and stays without the outputs of this run')
     clean_nb(nb)
     for i,c in enumerate(c for c in nb.cells if c.cell_type == 'code' and c.source.strip()):
         c.execution_count, outs = i+1, []
