@@ -145,6 +145,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'course_lib.core.home_folder': ('lib/core.html#home_folder', 'course_lib/core.py'),
                                  'course_lib.core.lesson_settings': ('lib/core.html#lesson_settings', 'course_lib/core.py'),
                                  'course_lib.core.lessons': ('lib/core.html#lessons', 'course_lib/core.py'),
+                                 'course_lib.core.printable': ('lib/core.html#printable', 'course_lib/core.py'),
                                  'course_lib.core.read_settings': ('lib/core.html#read_settings', 'course_lib/core.py'),
                                  'course_lib.core.runs_home': ('lib/core.html#runs_home', 'course_lib/core.py'),
                                  'course_lib.core.seed_everything': ('lib/core.html#seed_everything', 'course_lib/core.py'),

@@ -195,7 +195,7 @@ def _from_file(name, file):
     mod = sys.modules[f'crappifier_{name}'] = ModuleType(f'crappifier_{name}')
     mod.__file__ = str(file)
     linecache.checkcache(mod.__file__)
-    try: exec(compile(file.read_text(encoding='utf-8'), mod.__file__, 'exec'), vars(mod))
+    try: exec(compile(file.read_text(encoding='utf-8-sig'), mod.__file__, 'exec'), vars(mod))
     except Exception as e:
         raise CourseError(f'{tell_path(file)}: cannot be read ({type(e).__name__}: {e}). Mend it') from None
     fn = getattr(mod, name, None) or getattr(mod, 'crappifier', None)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
-from .core import CourseError
+from .core import CourseError, printable
 from .show import md_rows
 
 # %% ../nbs/lib/pictures.ipynb #ff8855c0
@@ -285,7 +285,7 @@ def legible(
     name:str # of a file
 ) -> str:
     "A name that can be shown anywhere, though it is not in UTF-8"
-    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+    return printable(name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace'))
 
 # %% ../nbs/lib/pictures.ipynb #9a347513
 class Report:

@@ -27,7 +27,7 @@ def read_numbers(path, split:str) -> list: # the dataset's folder; `train` or `v
     "A number in words from each line of a file; raises `CourseError` where there is no file or nothing in it"
     f, what = Path(path)/f'{split}.txt', 'Expected train.txt and valid.txt, a number in words on each line'
     if not f.exists(): raise CourseError(f'{f}: there is no such file. {what}')
-    lines = [o.strip() for o in f.read_text(encoding='utf-8').splitlines() if o.strip()]
+    lines = [o.strip() for o in f.read_text(encoding='utf-8-sig').splitlines() if o.strip()]
     if not lines: raise CourseError(f'{f}: the file is empty. {what}')
     return lines
 

@@ -29,7 +29,7 @@ def listed_pictures(
     path, fraction:float=1., seed:int=0 # a folder with `files.csv`; how much of it; which part that is
 ) -> list: # the files, in a random order
     "A random part of the pictures that a list names; raises `CourseError` where it would be none"
-    names = (Path(path)/'files.csv').read_text(encoding='utf-8').splitlines()
+    names = (Path(path)/'files.csv').read_text(encoding='utf-8-sig').splitlines()
     order, n = np.random.default_rng(seed).permutation(len(names)), round(fraction*len(names))
     if n: return [Path(path)/names[i] for i in order[:n]]
     why = f'{len(names)} pictures, and fraction = {fraction} of it is none'

@@ -59,6 +59,21 @@ def test_two_runs_at_once(nbs, tmp_path, monkeypatch):
     assert {o.name for o in (tmp_path/'out').glob('[!.]*')} == {f'{o}.{end}' for o in names for end in ('ipynb', 'html')}
 
 
+def test_another_run_writes_meanwhile(nbs, tmp_path, monkeypatch):
+    "A second run comes and goes between a lesson's end and its page: both go well, and nothing is given a number"
+    nbs(_01_any=['print(1)'])
+    without_kernels(monkeypatch, lambda nb: f'{len(codes)}')
+    codes, page_of = [], runner.page_of
+    def nested(*args):
+        if not codes:
+            codes.append(None)
+            codes[0] = cli.run(profile='sample', out=str(tmp_path/'out'))
+        return page_of(*args)
+    monkeypatch.setattr(runner, 'page_of', nested)
+    assert cli.run(profile='sample', out=str(tmp_path/'out')) == 0 and codes == [0]
+    assert {o.name for o in (tmp_path/'out').glob('[!.]*')} == {'01_any.ipynb', '01_any.html'} and said_by(tmp_path/'out'/'01_any.ipynb') == {'0'}
+
+
 @pytest.mark.parametrize('save', [False, True])
 def test_edited_while_it_runs(nbs, tmp_path, monkeypatch, capsys, save):
     "The edit stays, also where outputs are written back, and that is said; the copy holds what was run"
