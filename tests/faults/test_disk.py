@@ -1,4 +1,4 @@
-"A real disk that is full, and folders that nobody may write to: a line that says where, what was there before stays, nothing is half there, and with room it goes on"
+"A real disk that is full, folders that nobody may write to: a line that says where; what was there stays, nothing is half there, and with room it goes on"
 import errno, io, json, os, shutil, tarfile
 import numpy as np, pytest, torch
 from PIL import Image
@@ -191,7 +191,8 @@ def test_clone_that_is_only_read(python, read_only, tmp_path, monkeypatch):
     for o in ('settings.ini', 'README.md', 'data/datasets.toml', 'data/lessons.toml'): shutil.copy(root/o, tmp_path/'clone'/o)
     ro = read_only(tmp_path/'clone')
     for o in ('COURSE_DATA', 'COURSE_RUNS'): monkeypatch.delenv(o)
-    says = {('results',): None, ('doctor',): None, ('run', '01'): '--out or COURSE_RUNS', ('train', '09'): 'COURSE_RUNS', ('train', '04', '--keep'): 'cannot be written', ('results', '--readme'): 'README.md',
+    says = {('results',): None, ('doctor',): None, ('run', '01'): '--out or COURSE_RUNS', ('train', '09'): 'COURSE_RUNS',
+            ('train', '04', '--keep'): 'cannot be written', ('results', '--readme'): 'README.md',
             ('data', 'human_numbers'): 1, ('data', 'mnist', '--profile', 'full'): 1, ('answers', '01'): 'cannot be made'}
     res = python(read_only_clone, json.dumps(list(says)), PYTHONPATH=str(ro), FASTAI_HOME=str(ro/'fastai'), PYTHONDONTWRITEBYTECODE='1')
     assert str(ro) in res.stdout.splitlines()[0]

@@ -73,13 +73,14 @@ def toy(tmp_path, monkeypatch):
         def log_message(self, *args): pass
     server = HTTPServer(('127.0.0.1', 0), Handler)
     server.handle_error = lambda *args: None # whoever asked is dead
-    threading.Thread(target=lambda: [server.handle_request() for _ in range(2)], daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(.05,), daemon=True).start()
     full = AttrDict(url=f'http://127.0.0.1:{server.server_port}/toy.tgz', folder='toy', count=3, bytes=200_000, layout={'*/*.txt': 3})
     monkeypatch.setattr(data, 'registry', lambda: {'toy': AttrDict(full=full)})
     monkeypatch.setattr(data, 'fastai_cfg', lambda: Config(tmp_path/'fastai', 'config.ini', create=dict(data='data', archive='archive')))
     monkeypatch.setenv('no_proxy', '*')
     yield AttrDict(home=tmp_path/'fastai', body=body, end=end)
     end.set()
+    server.shutdown()
     server.server_close()
 
 

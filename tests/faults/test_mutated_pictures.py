@@ -24,7 +24,8 @@ def whole_files():
     film = dict(save_all=True, append_images=[im.rotate(90), im])
     res = dict(jpg=put('JPEG', exif=exif, icc_profile=icc), jpeg=put('JPEG', progressive=True), png=put('PNG', exif=exif, icc_profile=icc),
         PNG=put('PNG', im.quantize(8), transparency=0), Png=put('PNG', Image.fromarray(np.full((20, 24), 9999, np.uint16))), gif=put('GIF', **film),
-        webp=put('WEBP', exif=exif), tif=put('TIFF', exif=exif), tiff=put('TIFF', compression='tiff_lzw'), bmp=put('BMP'), tga=put('TGA'), ppm=put('PPM'), JPG=put('MPO', **film))
+        webp=put('WEBP', exif=exif), tif=put('TIFF', exif=exif), tiff=put('TIFF', compression='tiff_lzw'), bmp=put('BMP'), tga=put('TGA'),
+        ppm=put('PPM'), JPG=put('MPO', **film))
     return {**res, **{k.lower(): put(k) for k in ('AVIF', 'JPEG2000') if k in Image.SAVE}}
 
 

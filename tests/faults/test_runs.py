@@ -131,7 +131,8 @@ def test_killed(nbs, tmp_path):
     "The kernel ends by itself, what was finished is whole, no half file is there, and the next run does it all"
     path, f = nbs(_01_first=['print(1)'], _02_long=['import os, time', 'x = 1']), tmp_path/'pid'
     write_nb(path/'02_long.ipynb', f'import os, time; open({str(f)!r}, "w").write(f"{{os.getpid()}}!"); time.sleep({2*patience})')
-    p = subprocess.Popen([sys.executable, '-c', lesson_run, tmp_path/'mine', 'run', '--jobs', '1', '--out', tmp_path/'out'], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    args = tmp_path/'mine', 'run', '--jobs', '1', '--out', tmp_path/'out'
+    p = subprocess.Popen([sys.executable, '-c', lesson_run, *args], stdout=subprocess.PIPE, text=True, start_new_session=True)
     def until(what):
         end = time.time()+patience
         while not what() and time.time() < end: time.sleep(.1)

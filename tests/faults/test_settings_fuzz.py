@@ -42,7 +42,8 @@ junk = st.text(st.one_of(st.characters(), st.sampled_from('[]=:;#%\n\r \t.\0\x85
 any_text = st.one_of(words, numbers, junk)
 sections = st.tuples(st.sampled_from([*lessons()]), st.sampled_from(['', '.', '.sample', '.full', '.fast', '.sample.full'])).map(''.join)
 lines = st.one_of(st.tuples(st.one_of(words, junk), st.sampled_from(['=', ' = ', ':', '', '\n ']), any_text).map(''.join),
-                  st.tuples(st.sampled_from(['seed', 'bs', 'lr', 'epochs', 'dataset']), numbers).map(' = '.join), st.one_of(sections, any_text).map('[{}]'.format), any_text)
+                  st.tuples(st.sampled_from(['seed', 'bs', 'lr', 'epochs', 'dataset']), numbers).map(' = '.join),
+                  st.one_of(sections, any_text).map('[{}]'.format), any_text)
 
 
 @often

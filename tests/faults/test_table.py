@@ -6,7 +6,9 @@ tests = root/'tests'
 named = re.findall(r'`([\w/]+\.py)::(\w+)`', (tests/'README.md').read_text(encoding='utf-8'))
 
 
-def tests_in(f): return {o.name for o in ast.walk(ast.parse((tests/f).read_text(encoding='utf-8'))) if isinstance(o, ast.FunctionDef) and o.name.startswith('test')}
+def tests_in(f):
+    tree = ast.parse((tests/f).read_text(encoding='utf-8'))
+    return {o.name for o in ast.walk(tree) if isinstance(o, ast.FunctionDef) and o.name.startswith('test')}
 
 
 def test_named_tests_exist():
