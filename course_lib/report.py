@@ -52,7 +52,8 @@ def results_rows(
 ) -> tuple[list, list]: # rows, notes
     "The results of all lessons (number, figure, lecture, ours sample, ours full) against the lecture's"
     rows, notes = [], []
-    cell = lambda figures, k: f'{figures[k]:{".4f" if abs(figures[k]) < 1 else ".4g"}}' if k in figures else '–'
+    digits = lambda v: f'{v:.4f}' if abs(v) < 1 else f'{v:.4g}'
+    cell = lambda figures, k: digits(figures[k]) if k in figures else '–'
     for name,les in lessons().items():
         wanted = les.short if short else [*les.figures, *les.headline_answers]
         (more, others), (best, said) = _answers_rows(name, wanted), _figures(name, kept_only)
@@ -75,4 +76,5 @@ def readme_with(
     new = lambda m: f'{m[1]}\n{table}\n{m[2]}'
     res, n = re.subn(r'(<!-- results -->)\n.*?(<!-- /results -->)', new, text, flags=re.S)
     if n == 1: return res
-    raise CourseError('README.md and results/README.md: expected one pair of the lines <!-- results --> and <!-- /results -->')
+    raise CourseError('README.md and results/README.md: expected one pair of the lines '
+        '<!-- results --> and <!-- /results -->')
