@@ -323,7 +323,7 @@ def run_cells(path:Path): # a notebook without magics
 def save_outputs(path:Path, nb): # the notebook in nbs/ that takes its outputs; the executed one
     "Write a run's outputs back into the source notebook: cleaned by nbdev, cells counted 1, 2, 3, …"
     from nbdev.clean import clean_nb
-    clean_nb(nb)
+    clean_nb(nb, allowed_out_metadata_keys=['image/png', 'image/jpeg']) # the figures' alternative texts
     for i,c in enumerate(c for c in nb.cells if c.cell_type == 'code' and c.source.strip()):
         c.execution_count, outs = i+1, []
         for o in c.outputs:
