@@ -6,7 +6,7 @@
 __all__ = ['save_checkpoint', 'load_checkpoint', 'Resumable']
 
 # %% ../nbs/lib/checkpoints.ipynb #e209151f
-import io, time
+import io, time, zipfile
 from copy import deepcopy
 from pathlib import Path
 import torch
@@ -42,6 +42,7 @@ def save_checkpoint(
 def _read(file):
     if not Path(file).exists(): raise CourseError(f'{file}: there is no checkpoint. Train first')
     try:
+        if zipfile.ZipFile(file).testzip(): raise ValueError # a bit has turned, which torch does not look at
         s = torch.load(file, map_location='cpu', weights_only=True)
         return {**s['parts']}, [{**o} for o in s['own']], {**s['settings']}, {**s['place']}
     except Exception as e:
