@@ -148,7 +148,7 @@ def lesson_module(lesson:str): # its name
     "The module that a lesson exports"
     return importlib.import_module(f'course_lib.{lessons()[find_lesson(lesson)].module}')
 
-# %% ../nbs/lib/cli.ipynb #cbbb8554
+# %% ../nbs/lib/cli.ipynb #00dafc82
 def _keep_weights(name):
     from course_lib.kept_weights import keep_training, kept_file, kept_trainings
     mine = [k for k,o in kept_trainings().items() if find_lesson(o.lesson) == name]
@@ -156,6 +156,7 @@ def _keep_weights(name):
     check_folder(kept_file(mine[0]).parent, 'a clone of your own')
     for o in mine: print(f'{o}: {tell_path(keep_training(o))}')
 
+# %% ../nbs/lib/cli.ipynb #cbbb8554
 @call_parse
 def train(
     lesson:str,      # The lesson, such as 01

@@ -21,8 +21,8 @@ from fastcore.xdg import xdg_data_home
 warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit\._script')
 
 # %% ../nbs/lib/core.ipynb #754ae90c
-def printable(s:str) -> str:
-    "Text on one line: what no terminal shows, such as a line end in a file's name, is written as Python writes it"
+def printable(s:str) -> str: # such as a path
+    "Text on one line: what no terminal shows, such as a line end in a name, as Python writes it"
     return ''.join(o if o.isprintable() else ascii(o)[1:-1] for o in s)
 
 class CourseError(CliError):

@@ -58,7 +58,7 @@ def _untrained(where, kind, cfg):
         raise CourseError(f"{where}: {kind!r} is no kind of network here. Known: {', '.join(network_kinds)}")
     try: return network_kinds[kind](cfg)
     except Exception as e: why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
-    raise CourseError(f'{where}: no {kind} can be made of its settings ({why}). Expected those it was saved with')
+    raise CourseError(f'{where}: no {kind} can be made of its settings ({why}). Use those it was saved with')
 
 def save_weights(
     path, model:nn.Module,# the file, .safetensors; a trained network

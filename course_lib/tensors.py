@@ -93,7 +93,8 @@ def image_cache(
         if (x := _cached(dest, stats, code)) is None:
             dest.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(dest.with_suffix('.lock')): # another process may have built it meanwhile
-                if _cached(dest, stats, code) is None: _build_cache(dest, files, stats, code, open_image, sz, workers)
+                if _cached(dest, stats, code) is None:
+                    _build_cache(dest, files, stats, code, open_image, sz, workers)
             x = _cached(dest, stats, code)
     except OSError as e:
         raise CourseError(f'{dest.parent}: decoded pictures cannot be kept there ({type(e).__name__}: {e}). '
