@@ -401,6 +401,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'course_lib/feature_loss.py'),
                                          'course_lib.feature_loss.make_restorer': ( 'feature_loss_superres.html#make_restorer',
                                                                                     'course_lib/feature_loss.py'),
+                                         'course_lib.feature_loss.measure_features': ( 'feature_loss_superres.html#measure_features',
+                                                                                       'course_lib/feature_loss.py'),
                                          'course_lib.feature_loss.part_metrics': ( 'feature_loss_superres.html#part_metrics',
                                                                                    'course_lib/feature_loss.py'),
                                          'course_lib.feature_loss.restoration_scores': ( 'feature_loss_superres.html#restoration_scores',

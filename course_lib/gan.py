@@ -329,7 +329,7 @@ def told_apart(critic, gen, x) -> float: # both networks; photographs held out, 
     return ((said[0] > 0).float().mean() + (said[1] < 0).float().mean()).item()/2
 
 @torch.no_grad()
-def measure_squares(net, cfg) -> dict: # a restorer of kept weights; its settings
+def measure_squares(net, cfg, lpips=None) -> dict: # a restorer of kept weights; its settings; a metric
     "Scores on the course's held-out photographs, and on the dataset's, where that is at hand"
     res, wheres = {}, (('', 'photos', 'sample', cfg.files_drawn), ('_pets', cfg.dataset, cfg.profile, cfg.files))
     for tail,name,profile,files in wheres:
@@ -338,6 +338,7 @@ def measure_squares(net, cfg) -> dict: # a restorer of kept weights; its setting
         xs = quartered(y)
         out = torch.cat([net(o.to(course_device())).cpu() for o in xs.split(8)])
         scores = {**photo_scores(out, y), 'detail': fine_detail(out), 'psnr_input': photo_scores(xs, y)['psnr']}
+        if lpips: scores['lpips'] = lpips(out, y)
         res |= {k+tail: v for k,v in scores.items()}
     return res
 
