@@ -29,6 +29,7 @@ def run_kind(
     changed=()         # profile `sample`: names of settings that belong to an experiment, whatever they are
 ) -> str:
     "`sample`, `own`, `full` or `reduced`"
+    if ':' in cfg['dataset']: return 'own'
     les = lessons()[cfg['lesson']]
     same = lambda k, v: cfg.get(k) in v if isinstance(v, list) else cfg.get(k) == v # a list: any of these
     if cfg['profile'] != 'sample':
@@ -51,7 +52,8 @@ _in_results = 'lesson', 'kind', 'figures', 'seconds', 'device', 'device_kind', '
 sample_checks = [] # functions of a dataset's name: is its sample what the course makes? One of `samples.make`
 
 def _made_with(cfg, n, changed=()): # what every result says about its run
-    N, device = _dataset_size(cfg['dataset'], cfg['profile']), course_device()
+    name, device = cfg['dataset'], course_device()
+    N = n if ':' in name else _dataset_size(name, cfg['profile'])
     as_made = cfg['profile'] != 'sample' or all(f(cfg['dataset']) for f in sample_checks)
     return dict(kind=run_kind(cfg, n, N, as_made, changed), n=n, N=N, settings=dict(cfg), versions=versions(),
                 device=device_name(device), device_kind=device.type)

@@ -180,8 +180,8 @@ class TensorDL(TfmdDL):
     def __init__(self, dataset, bs=64, sz=None, # `Datasets`; items in a batch; (height, width) to squish to
         num_workers=0, **kwargs):               # not used, threads decode; more for `TfmdDL`
         if kwargs.get('drop_last') and len(dataset) < bs:
-            raise CourseError(f'bs = {bs}, and there are {len(dataset)} training pictures. '
-                'Expected a smaller bs')
+            print(f'bs = {bs}, and there are {len(dataset)} training pictures: all of them are a batch')
+            bs = len(dataset)
         self.sz, self._tensors = sz, None
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
         self.after_item = _item_tfms(self.after_item, sz)
