@@ -32,7 +32,7 @@ def matching(
     "The known files that patterns match, there or a folder deeper"
     path, some = Path(path), [o.strip() for o in patterns.split(',')]
     found = [{*path.glob(o)} or {*path.glob(f'*/{o}')} for o in some if o]
-    return [o for o in known_files(sorted(set().union(*found))) if o.is_file()]
+    return [o for o in known_files(sorted(set().union(*found))) if o.is_file() and o.name[0] != '.']
 
 def pair_files(
     path_hr, path_lr, # folders of good and of crappy photographs
