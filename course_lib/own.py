@@ -76,8 +76,8 @@ def _two_kinds(src, files):
     return {name(o, held): f for f,o,held in _split(files, _top)}
 
 def _listed(src, files):
-    laid = {f'pictures/{i}_{_flat(o.parts)}': o for i,o in enumerate(files) if '\n' not in str(o)}
-    return {**laid, 'files.csv': ''.join(f'{o}\n' for o in laid).encode('utf-8', 'surrogateescape')}
+    laid = {f'pictures/{i}.jpg': o for i,o in enumerate(files)}
+    return {**laid, 'files.csv': '\n'.join(laid).encode()} if laid else {}
 
 def _styles(src, files):
     laid = {f'{o.stem}.jpg': o for o in files if re.match('content_|style_', o.name)}
@@ -117,7 +117,7 @@ def _text(src, files):
         parts = lines[:-(n := max(1, round(_share()*len(lines))))], lines[-n:]
     often = Counter(' '.join(parts[0]).split())
     if not {*' '.join(parts[1]).split()} <= {*often}:
-        known = {k for k,n in often.most_common(2000) if n > 1}
+        known = {k for k,n in often.most_common(2000)[:-1] if n > 1} # a rare one teaches what xxunk is
         parts = [[' '.join(w if w in known else 'xxunk' for w in o.split()) for o in p] for p in parts]
     return {f'{k}.txt': '\n'.join(o).encode() for k,o in zip(('train', 'valid'), parts)}
 
