@@ -128,7 +128,8 @@ def _check_section(path, section, names):
 
 def _read_section(path, cp, section, kinds, names):
     lesson, res = section.split('.')[0], {}
-    read = ['profile', 'device', 'seed', 'held_out'] if lesson == 'course' else [*names[lesson].sample, 'seed']
+    whole = 'profile', 'device', 'seed', 'held_out'
+    read = whole if lesson == 'course' else [*names[lesson].sample, 'seed']
     for k,v in cp.items(section):
         if k not in kinds or k not in read:
             why = 'is not a setting' if k not in kinds else 'is not read there: it would change nothing'

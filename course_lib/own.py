@@ -138,17 +138,26 @@ def _put(src, dest, made, copy): # a file of the folder: bytes, a small copy or 
     except OSError: shutil.copyfile(src/made, dest) # no links there
 
 # %% ../nbs/lib/own.ipynb #098be702
-def _told(left): return ', '.join(f'{k} ({v})' for k,v in left[:3]) + f' and {len(left)-3} more'*(len(left) > 3)
+def _told(left): # the first three of (file, why it is left out)
+    return ', '.join(f'{k} ({v})' for k,v in left[:3]) + f' and {len(left)-3} more'*(len(left) > 3)
 
 def _lay(like, src, files, dest): # gives what was left out, and why
     with ThreadPoolExecutor(4) as ex:
-        files = [o for o in files if o.suffix not in ('.txt', '.csv')]
         whys = dict(zip(files, ex.map(lambda o: _why(src/o), files)))
         left = [(legible(str(k)), v) for k,v in whys.items() if v]
         made = _layouts[like](src, pics := [k for k,v in whys.items() if not v])
         if not made: raise CourseError(f"dataset = {src}: {len(pics)} pictures, and not as this lesson wants "
             f"them. Expected {own_layouts[like]}" + (f' (left out: {_told(left)})' if left else ''))
         for _ in ex.map(lambda o: _put(src, dest/o, made[o], _copies.get(like)), made): pass
+    return left
+
+def _laid(like, src, files, dest, key): # see to it that the folder is there and new; gives what was left out
+    file = dest/'.own.json'
+    if file.exists() and (was := read_json(file))['key'] == key: return was['left']
+    for o in (dest, tmp := dest.with_suffix('.new')): shutil.rmtree(o, ignore_errors=True)
+    left = _lay(like, src, [o for o in files if o.suffix not in ('.txt', '.csv')], tmp)
+    write_atomic(tmp/file.name, json.dumps(dict(key=key, left=left)))
+    tmp.rename(dest)
     return left
 
 # %% ../nbs/lib/own.ipynb #e0b88cd1
@@ -174,17 +183,10 @@ def own_data(
     if left: tell_once(f'{tell_path(src)}: left out {_told(left)}')
     return dest
 
-def _laid(like, src, files, dest, key): # see to it that the folder is there and new
-    file = dest/'.own.json'
-    if file.exists() and (was := read_json(file))['key'] == key: return was['left']
-    for o in (dest, tmp := dest.with_suffix('.new')): shutil.rmtree(o, ignore_errors=True)
-    left = _lay(like, src, files, tmp)
-    write_atomic(tmp/file.name, json.dumps(dict(key=key, left=left)))
-    tmp.rename(dest)
-    return left
-
+# %% ../nbs/lib/own.ipynb #e9d4acbe
 def own_card(name:str): # `LIKE:PATH`
     "A table as the registry's, for files of one's own"
     path = Path(name.partition(':')[2])
-    card = dict(folder=str(path.parent if path.is_file() else path), layout={'**/[!.]*.*': 0}, licence='yours')
-    return AttrDict(title='Files of your own', lessons=[], sample=card, full={**card, 'bring': 'not there'})
+    folder = str(path.parent if path.is_file() else path)
+    card = dict(folder=folder, layout={'**/[!.]*.*': 0}, licence='yours', bring='not there')
+    return AttrDict(title='Files of your own', lessons=[], sample=card, full=card)

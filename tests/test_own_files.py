@@ -232,7 +232,8 @@ def test_a_text(set_dataset, tmp_path):
     book.write_text('\n'.join(['Der Hund sieht die Katze.']*40 + ['Die Katze sieht einen Hund.']*9 + ['Das Pferd, nicht.']), encoding='utf-8')
     train, valid, vocab, lines = number_ids(get_data(set_dataset('09', book).dataset))
     assert len(lines) == 10 and lines[-1].startswith('xxunk xxunk xxunk') and {'der', 'katze', 'xxunk'} < {*vocab}
-    for k,o in dict(train='eins zwei\nzwei drei', valid='drei eins').items(): (tmp_path/'zahlen').mkdir(exist_ok=True), (tmp_path/'zahlen'/f'{k}.txt').write_text(o)
+    (tmp_path/'zahlen').mkdir()
+    for k,o in dict(train='eins zwei\nzwei drei', valid='drei eins').items(): (tmp_path/'zahlen'/f'{k}.txt').write_text(o)
     assert number_ids(get_data(set_dataset('09', tmp_path/'zahlen').dataset))[3] == ['drei eins'] # two lists stay as they are
 
 
@@ -276,7 +277,10 @@ def test_a_claim_about_the_sample(monkeypatch, capsys):
     assert capsys.readouterr().out == 'Not so here: edited\n'
 
 
-def cells(lesson): return {c['id']: ''.join(c['source']) for c in json.loads(next((root/'nbs').glob(f'{lesson}_*.ipynb')).read_text())['cells'] if c['cell_type'] == 'code'}
+def cells(lesson):
+    "Its code cells, by their names"
+    found = json.loads(next((root/'nbs').glob(f'{lesson}_*.ipynb')).read_text(encoding='utf-8'))['cells']
+    return {c['id']: ''.join(c['source']) for c in found if c['cell_type'] == 'code'}
 
 
 def test_what_rests_on_the_sample_is_a_claim():
