@@ -9,6 +9,7 @@ __all__ = ['own_layouts', 'hold_out', 'own_data', 'own_card']
 import hashlib, json, re, shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 import numpy as np
 from fastcore.basics import AttrDict
@@ -31,6 +32,7 @@ own_layouts = dict(photos='a folder of two photographs or more, of any size', mn
 
 # %% ../nbs/lib/own.ipynb #c1818359
 _sides = dict(train=0, training=0, valid=1, val=1, validation=1, test=1, testing=1)
+def _hash(o): return hashlib.sha256(str(o).encode('utf-8', 'surrogateescape')).hexdigest()
 def _share(): return read_settings()['course'].get('held_out', .2)
 
 def hold_out(
@@ -38,7 +40,7 @@ def hold_out(
     share:float=None # of them; None: `held_out` in the settings, or a fifth
 ) -> set:            # those held out: at least one, and never all
     "A part of some files, by a hash of their names"
-    order = sorted(names, key=lambda o: hashlib.sha256(str(o).encode('utf-8', 'surrogateescape')).digest())
+    order = sorted(names, key=_hash)
     return {*order[:min(max(1, round((share or _share())*len(order))), len(order)-1)]}
 
 def _split(files, group=lambda o: ''): # → (file, its path below `train` and the like, held out?) for each
@@ -64,7 +66,7 @@ def _classes(src, files, names=('train', 'test')):
     if not 2 <= len(kinds) <= 10 or not any(held for *_,held in parts): return {}
     return {f'{names[held]}/{_top(o)}/{_flat(o.parts[1:])}': f for f,o,held in parts if _top(o) in kinds}
 
-def _digits(src, files): return _classes(src, files, ('training', 'testing'))
+_digits = partial(_classes, names=('training', 'testing'))
 
 # %% ../nbs/lib/own.ipynb #394649b2
 def _two_kinds(src, files):
@@ -88,7 +90,8 @@ def _scenes(src, files):
     masks = {o.stem.removesuffix('_P'): o for o in files if _top(o) in ('labels', 'masks')}
     pics = {crappy_name(o.name): o for o in files if _top(o) == 'images' and o.stem in masks}
     if len(pics) < 2: return {}
-    texts = {o.name: o.read_bytes() for o in src.glob('*.txt')}
+    lists = 'codes', *(('train', 'valid', 'test') if (src/'valid.txt').exists() else ())
+    texts = {o.name: o.read_bytes() for k in lists if (o := src/f'{k}.txt').exists()}
     texts.setdefault('valid.txt', '\n'.join(hold_out(pics)).encode())
     labels = {f'labels/{Path(k).stem}_P.png': masks[o.stem] for k,o in pics.items()}
     if 'codes.txt' not in texts: texts['codes.txt'], labels = _coded(src, labels)
@@ -175,7 +178,7 @@ def own_data(
     if not src.exists(): raise CourseError(f'dataset = {path}: nothing is there. Expected {want}')
     files = [Path(o) for o in files_in(str(src), str(data_home()))] if src.is_dir() else []
     key = repr(([*map(_state, [src/o for o in files] or [src])], _share(), code_key(_lay)))
-    dest = data_home()/'cache'/'own'/f'{like}-{hashlib.sha256(path.encode()).hexdigest()[:12]}'
+    dest = data_home()/'cache'/'own'/f'{like}-{_hash(path)[:12]}'
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(dest.with_suffix('.lock')): left = _laid(like, src, files, dest, key)
