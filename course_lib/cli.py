@@ -107,7 +107,7 @@ def _keep(p, dest): # a file of this machine's results; where it goes
 @call_parse
 def results(
     keep:bool=False,  # Copy this machine's results from _runs/ into results/
-    readme:bool=False # Write the table of kept results into README.md
+    readme:bool=False # Write the tables of kept results into README.md and results/README.md
 ):
     "The results: the lecture's, ours on the sample, ours at full scale"
     root = clone_root()
@@ -115,7 +115,8 @@ def results(
                         'course_lib was installed without one. Clone the repository and run it there')
     files = sorted((runs_home()/'results').glob('*.json')) if keep else []
     for p in files: _keep(p, root/'results'/p.name)
-    if readme: write_atomic(root/'README.md', readme_with((root/'README.md').read_text(encoding='utf-8')))
+    for p in [root/'README.md', root/'results'/'README.md'] if readme else []:
+        write_atomic(p, readme_with(p.read_text(encoding='utf-8'), short=p.parent == root))
     rows, notes = results_rows()
     print('\n'.join([text_table(rows, results_columns), *('· '+o for o in notes)]))
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastcore.basics import AttrDict
 from .core import CourseError, course_device, runs_home, seed_everything
-from .checkpoints import Resumable
-from .gan import fit_generator, gen_learner, make_generator, measure_squares, restorer_start
+from .gan import (fit_generator, fit_squares, gen_learner, make_generator, measure_squares,
+    restorer_start)
 from .kept_weights import network_kind, save_weights
 from .metrics import psnr
 from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half,
@@ -261,13 +261,7 @@ def train_features(cfg) -> tuple: # settings of a kept training; (generator, sec
     "From the common start of lesson 04's kept networks: steps with the feature loss"
     gen, x, seconds = restorer_start(cfg)
     loss, _ = make_loss(cfg, square_batch(x, cfg)[1])
-    opt = torch.optim.Adam(gen.train().parameters(), cfg.lr/4)
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, cfg.lr/4, total_steps=cfg.steps, cycle_momentum=False)
-    run = Resumable(runs_home()/'05_features.pth', dict(gen=gen, opt=opt, sched=sched), cfg, cfg.steps)
-    for _ in run:
-        xb, yb = square_batch(x, cfg)
-        loss(gen(xb), yb).backward()
-        opt.step(); opt.zero_grad(); sched.step()
-    return gen, seconds + run.seconds
+    file = runs_home()/'05_features.pth'
+    return gen, seconds + fit_squares(gen, x, cfg, cfg.steps, cfg.lr/4, file, loss)
 
 measure_features = measure_squares

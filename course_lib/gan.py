@@ -7,7 +7,7 @@ __all__ = ['measure_pixels', 'measure_gan', 'InputUnet', 'make_generator', 'gen_
            'save_preds', 'critic_conv', 'CriticBlock', 'patch_critic', 'lesson_critic', 'critic_dls', 'critic_learner',
            'critic_bce', 'generator_loss', 'one_side', 'critic_step', 'generator_step', 'StandStill', 'EvalMode',
            'FilmStrip', 'gan_learner', 'train_generator', 'train_critic', 'train', 'superres_generator',
-           'restorer_start', 'fit_pixels', 'train_pixels', 'train_gan', 'measure_squares']
+           'restorer_start', 'fit_squares', 'train_pixels', 'train_gan', 'told_apart', 'measure_squares']
 
 # %% ../nbs/04_gan_superres.ipynb #8a0df828
 import tempfile
@@ -280,16 +280,19 @@ def restorer_start(cfg) -> tuple: # settings of a kept training; (generator, pho
     seed_everything(cfg.seed)
     gen = superres_generator(cfg).to(course_device(), memory_format=memory_layout())
     shared = AttrDict({k: cfg[k] for k in common})
-    return gen, x, fit_pixels(gen, x, shared, cfg.steps_start, cfg.lr, runs_home()/'04_start.pth')
+    return gen, x, fit_squares(gen, x, shared, cfg.steps_start, cfg.lr, runs_home()/'04_start.pth')
 
-def fit_pixels(gen, x, cfg, steps, lr, file): # generator, photographs, settings, steps, rate, checkpoint → seconds
-    "Steps with the squared error over pixels, 1cycle"
+def fit_squares(
+    gen, x, cfg, steps, lr, file, # generator; photographs; settings; steps; rate; checkpoint
+    loss=F.mse_loss               # of (output, target)
+): # seconds
+    "Train on squares of photographs with 1cycle, going on where it was stopped"
     opt = torch.optim.Adam(gen.train().parameters(), lr)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, cycle_momentum=False)
     run = Resumable(file, dict(gen=gen, opt=opt, sched=sched), cfg, steps)
     for _ in run:
         xb, yb = square_batch(x, cfg)
-        F.mse_loss(gen(xb), yb).backward()
+        loss(gen(xb), yb).backward()
         opt.step(); opt.zero_grad(); sched.step()
     return run.seconds
 
@@ -297,27 +300,39 @@ def fit_pixels(gen, x, cfg, steps, lr, file): # generator, photographs, settings
 def train_pixels(cfg) -> tuple: # settings of a kept training; (generator, seconds)
     "Pixels alone, and once more as many steps as the others get"
     gen, x, seconds = restorer_start(cfg)
-    return gen, seconds + fit_pixels(gen, x, cfg, cfg.steps, cfg.lr/4, runs_home()/'04_pixels.pth')
+    return gen, seconds + fit_squares(gen, x, cfg, cfg.steps, cfg.lr/4, runs_home()/'04_pixels.pth')
 
-def train_gan(cfg) -> tuple: # settings of a kept training; (generator, seconds)
+def train_gan(cfg) -> tuple: # settings of a kept training; (generator, seconds, how well the critic told)
     "From the common start: a critic learns to tell, and then the game"
     gen, x, seconds = restorer_start(cfg)
+    held, told = photo_squares(get_data(cfg.dataset, cfg.profile), cfg.files, valid=True), {}
     critic = patch_critic(cfg.nf_critic, cfg.blocks_critic, 0).to(course_device())
-    opts = [torch.optim.Adam(m.parameters(), lr, betas=(0., .99)) for m,lr in ((gen, cfg.lr_gan), (critic, 2*cfg.lr_gan))]
-    parts = dict(gen=gen, critic=critic, opt_g=opts[0], opt_c=opts[1])
-    run = Resumable(runs_home()/'04_gan.pth', parts, cfg, cfg.steps_critic + cfg.steps)
-    for i in run:
-        critic_step(gen, critic, opts[1], *square_batch(x, cfg))
-        if i >= cfg.steps_critic: generator_step(gen, critic, opts[0], *square_batch(x, cfg))
-    return gen, seconds + run.seconds
+    adam = partial(torch.optim.Adam, betas=(0., .99))
+    parts = dict(gen=gen, critic=critic)
+    parts |= dict(opt_g=adam(gen.parameters(), cfg.lr_gan), opt_c=adam(critic.parameters(), 2*cfg.lr_gan))
+    for name,steps in dict(critic=cfg.steps_critic, gan=cfg.steps).items():
+        run = Resumable(runs_home()/f'04_{name}.pth', parts, cfg, steps)
+        for _ in run:
+            critic_step(gen, critic, parts['opt_c'], *square_batch(x, cfg))
+            if name == 'critic': continue
+            generator_step(gen, critic, parts['opt_g'], *square_batch(x, cfg), weights=(1., cfg.lam))
+        seconds, told[f'told_after_{name}'] = seconds + run.seconds, told_apart(critic, gen, held)
+    return gen, seconds, told
 
 # %% ../nbs/04_gan_superres.ipynb #6c0d0023
 @torch.no_grad()
+def told_apart(critic, gen, x) -> float: # both networks; photographs held out, bytes
+    "The share of patches, photographs' and restored ones', that a critic is right about"
+    y = imagenet_norm(x[:48].to(course_device())/255)
+    critic.eval(), gen.eval()
+    said = torch.cat([critic(o) for o in y.split(8)]), torch.cat([critic(gen(quartered(o))) for o in y.split(8)])
+    return ((said[0] > 0).float().mean() + (said[1] < 0).float().mean()).item()/2
+
+@torch.no_grad()
 def measure_squares(net, cfg) -> dict: # a restorer of kept weights; its settings
-    "PSNR, SSIM and fine detail on the course's held-out photographs, and on the dataset's, where that is at hand"
-    res = {}
-    for tail,name,files in (('', 'photos', cfg.files_drawn), ('_pets', cfg.dataset, cfg.files)):
-        profile = 'sample' if name == 'photos' else cfg.profile
+    "Scores on the course's held-out photographs, and on the dataset's, where that is at hand"
+    res, wheres = {}, (('', 'photos', 'sample', cfg.files_drawn), ('_pets', cfg.dataset, cfg.profile, cfg.files))
+    for tail,name,profile,files in wheres:
         if not at_hand(name, profile): continue
         y = imagenet_norm(photo_squares(get_data(name, profile), files, valid=True)[:48]/255)
         xs = quartered(y)

@@ -175,8 +175,8 @@ On data held out. `measure_kept` measures them again, and a test compares.
 def keep_training(name:str) -> Path: # see `kept_trainings` → the weights
     "Train what is kept under a name, and write its weights and its card"
     o, cfg = kept_trainings()[name], kept_settings(name)
-    net, seconds = getattr(_home(name), f"train_{name.split('_', 1)[1]}")(cfg)
-    figures = measure_kept(name, net)
+    net, seconds, *told = getattr(_home(name), f"train_{name.split('_', 1)[1]}")(cfg)
+    figures = {**measure_kept(name, net), **dict(*told)}
     file = save_weights(kept_file(name), net, cfg, o.kind, figures, half=True)
     write_atomic(file.with_suffix('.md'), _card(name, read_weights(file)[1], seconds))
     return file

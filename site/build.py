@@ -49,6 +49,7 @@ def gather():
     for o in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'SECURITY.md', 'LICENSE', 'settings.ini'): (src/o).write_text(without_folders(root/o), encoding='utf-8')
     for o in ('nbs', 'results', 'data'):
         shutil.copytree(root/o, src/o, ignore=shutil.ignore_patterns('.*', 'sample', 'cache', '*.lock'))
+    (src/'results'/'README.md').write_text(without_folders(root/'results'/'README.md'), encoding='utf-8')
     mods = sorted('.'.join(p.relative_to(root/'course_lib').with_suffix('').parts) for p in (root/'course_lib').rglob('*.py') if p.stem[0] != '_')
     for o in mods: (src/'api'/f'{o}.md').write_text(api_page(o), encoding='utf-8')
     return mods
@@ -60,7 +61,7 @@ def index(mods):
     rows = [f"| [{p.stem.split('_')[0]}](nbs/{p.name}) | {title(p)} |" for p in lessons]
     return '\n'.join(['# A deep-learning course that runs', '', 'Numbered notebooks, as they were executed. [What it is and how to run it](README.md).', '',
         '| | |', '|---|---|', *rows, '', toc('Lessons', [f'nbs/{p.stem}' for p in lessons]), *(toc(v, names(k)) for k,v in folders.items()),
-        toc('The package', [f'api/{o}' for o in mods]), toc('About', ['README', 'CONTRIBUTING', 'CHANGELOG', 'SECURITY', 'data/README'])])
+        toc('The package', [f'api/{o}' for o in mods]), toc('About', ['README', 'results/README', 'CONTRIBUTING', 'CHANGELOG', 'SECURITY', 'data/README'])])
 
 
 def mend_links():

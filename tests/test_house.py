@@ -302,10 +302,11 @@ def test_shadows_nothing_of_fastai(mod):
 
 
 def test_readme_table():
-    "The README's table is the one that `course results --readme` writes"
-    text = (root/'README.md').read_text()
-    assert '<!-- results -->' in text and '<!-- /results -->' in text
-    assert readme_with(text) == text
+    "The two tables, short and whole, are those that `course results --readme` writes"
+    for p in (root/'README.md', root/'results'/'README.md'):
+        text = p.read_text()
+        assert '<!-- results -->' in text and '<!-- /results -->' in text
+        assert readme_with(text, short=p.parent == root) == text
     assert readme_with('<!-- results -->\nold\n<!-- /results -->') != '<!-- results -->\nold\n<!-- /results -->'
 
 
