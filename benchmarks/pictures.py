@@ -1,12 +1,15 @@
-"""The pictures of the README and of the lessons' boxes that are outputs of a lesson: taken from the committed notebook, the first picture of a cell.
+"""The pictures of the README and of the lessons' boxes: outputs of the committed notebooks, the first picture of a cell; and the README's gallery, cut from those to one form.
 
     python benchmarks/pictures.py [NAME ...]
 """
-import base64, json, sys
+import base64, io, json, sys
+from PIL import Image, ImageOps
 from course_lib.core import CourseError, clone_root
 from course_lib.files import write_atomic
 
-taken = {'07_zebras.jpg': ('07_cyclegan', '07a00004')} # file in results/pictures → notebook, id of the cell
+taken = {'04_restored.jpg': ('04_gan_superres', '04b00003'), '05_restored.jpg': ('05_feature_loss_superres', '05b00003'), '07_zebras.jpg': ('07_cyclegan', '07a00004'), '09b_pointer.png': ('09b_looking_back', 'a2328b6e')} # file in results/pictures → notebook, id of the cell
+gallery = {'01_loss_surface.png': (0, 0, 1, 1), '02_streets.png': (0, 0, .75, .66), '03_old_family.png': (0, 0, .5, 1), '04_restored.jpg': (0, 0, 1, .36), '05_restored.jpg': (0, 0, 1, .36), '05b_restored.jpg': (0, 0, 1, .36), '06_bedrooms.png': (0, 0, .5, 1),
+           '07_zebras.jpg': (0, 0, .5, 1), '08_style.png': (0, 0, .5, 1), '09b_pointer.png': (0, 0, 1, 1), '10_answers.png': (0, 0, .6, .2), '12_loops.png': (0, 0, 1, 1)} # file → the part shown: left, top, right, bottom
 
 
 def picture_of(notebook, cell):
@@ -19,5 +22,17 @@ def picture_of(notebook, cell):
     raise CourseError(f'{notebook}: cell {cell} has no picture. Run the notebook and save it')
 
 
+def thumb(file, part, size=(480, 300)):
+    "A part of a picture, fitted into one form on white, as bytes"
+    im, out = Image.open(file).convert('RGB'), io.BytesIO()
+    im = im.crop([round(a*b) for a,b in zip(part, (*im.size, *im.size))])
+    ImageOps.pad(im, size, Image.Resampling.LANCZOS, color='white').save(out, 'JPEG', quality=88)
+    return out.getvalue()
+
+
 if __name__ == '__main__':
-    for name in sys.argv[1:] or taken: print(write_atomic(clone_root()/'results'/'pictures'/name, picture_of(*taken[name])))
+    folder, names = clone_root()/'results'/'pictures', sys.argv[1:] or {**taken, **gallery}
+    for name in names:
+        if name in taken: print(write_atomic(folder/name, picture_of(*taken[name])))
+        if name in gallery:
+            print(write_atomic(folder/'small'/f'{name[:name.index("_")]}.jpg', thumb(folder/name, gallery[name])))

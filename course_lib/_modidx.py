@@ -1350,6 +1350,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_lib.scenes.scene_codes': ('lib/scenes.html#scene_codes', 'course_lib/scenes.py'),
                                    'course_lib.scenes.scene_files': ('lib/scenes.html#scene_files', 'course_lib/scenes.py')},
             'course_lib.show': { 'course_lib.show._in_ipython': ('lib/show.html#_in_ipython', 'course_lib/show.py'),
+                                 'course_lib.show._tell_alt': ('lib/show.html#_tell_alt', 'course_lib/show.py'),
+                                 'course_lib.show.alt_text': ('lib/show.html#alt_text', 'course_lib/show.py'),
                                  'course_lib.show.as_jpeg': ('lib/show.html#as_jpeg', 'course_lib/show.py'),
                                  'course_lib.show.beside': ('lib/show.html#beside', 'course_lib/show.py'),
                                  'course_lib.show.folded': ('lib/show.html#folded', 'course_lib/show.py'),

@@ -12,6 +12,7 @@ import atexit, base64, json, linecache, mimetypes, os, re, shutil, signal, sys, 
 import time
 from contextlib import chdir, contextmanager
 from functools import partial
+from html import escape
 from itertools import count
 from pathlib import Path
 from traceback import extract_tb
@@ -144,12 +145,19 @@ def _offline_markdown(folder):
     return lambda s: MarkdownWithMath(renderer=Offline(escape=False, exclude_anchor_links=True)).render(s)
 
 # %% ../nbs/lib/runner.ipynb #d1c20c68
+_pictures = 'image/png', 'image/jpeg'
+_none = 'No description has been provided for this image' # what nbconvert says of every figure
+
 def page_of(nb, name:str, folder:Path) -> str: # notebook (nbformat), title, where relative links begin
     "HTML that can be opened without Jupyter and without a network"
     from nbconvert import HTMLExporter
     ex = HTMLExporter(require_js_url='', jquery_url='', mathjax_url='', exclude_anchor_links=True,
                       filters={'markdown2html': _offline_markdown(folder)})
-    return ex.from_notebook_node(nb, resources={'metadata': {'name': name}})[0]
+    page = ex.from_notebook_node(nb, resources={'metadata': {'name': name}})[0]
+    outs = (o for c in nb.cells for o in c.get('outputs', []) if {*o.get('data', {})} & {*_pictures})
+    alts = [next((v['alt'] for v in o.metadata.values() if 'alt' in v), _none) for o in outs]
+    if page.count(f'alt="{_none}"') != len(alts): return page # not only figures are without words
+    return re.sub(f'alt="{_none}"', lambda _: f'alt="{escape(alts.pop(0))}"', page)
 
 # %% ../nbs/lib/runner.ipynb #8452611f
 def headline(lesson:str, out:Path, since:float) -> str: # name, the run's folder, seconds since the epoch
@@ -323,7 +331,7 @@ def run_cells(path:Path): # a notebook without magics
 def save_outputs(path:Path, nb): # the notebook in nbs/ that takes its outputs; the executed one
     "Write a run's outputs back into the source notebook: cleaned by nbdev, cells counted 1, 2, 3, …"
     from nbdev.clean import clean_nb
-    clean_nb(nb)
+    clean_nb(nb, allowed_out_metadata_keys=[*_pictures]) # the figures' alternative texts
     for i,c in enumerate(c for c in nb.cells if c.cell_type == 'code' and c.source.strip()):
         c.execution_count, outs = i+1, []
         for o in c.outputs:

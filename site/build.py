@@ -40,6 +40,15 @@ def without_folders(path):
     return re.sub(r'(?<!!)\[([^\]]*)\]\(([^)]*)\)', is_file, path.read_text(encoding='utf-8'))
 
 
+def tell_alts(path):
+    "The alternative text of a cell's figure, where MyST-NB looks for it"
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    for c in nb['cells']:
+        alts = [m['alt'] for o in c.get('outputs', []) for m in o.get('metadata', {}).values() if 'alt' in m]
+        if alts: c['metadata']['mystnb'] = dict(image=dict(alt='; '.join(alts)))
+    path.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
+
+
 def gather():
     "The sources in one folder, laid out as in the clone, so that the links between them hold"
     shutil.rmtree(out, ignore_errors=True)
@@ -50,6 +59,7 @@ def gather():
     for o in ('nbs', 'results', 'data'):
         shutil.copytree(root/o, src/o, ignore=shutil.ignore_patterns('.*', 'sample', 'cache', '*.lock'))
     (src/'results'/'README.md').write_text(without_folders(root/'results'/'README.md'), encoding='utf-8')
+    for p in (src/'nbs').rglob('*.ipynb'): tell_alts(p)
     mods = sorted('.'.join(p.relative_to(root/'course_lib').with_suffix('').parts) for p in (root/'course_lib').rglob('*.py') if p.stem[0] != '_')
     for o in mods: (src/'api'/f'{o}.md').write_text(api_page(o), encoding='utf-8')
     return mods
