@@ -1,4 +1,5 @@
-"""The pictures of the README and of the lessons' boxes: outputs of the committed notebooks, the first picture of a cell; and the README's gallery, cut from those to one form.
+"""The pictures of the README and of the lessons' boxes: outputs of the committed notebooks, the first picture of a cell;
+and the README's gallery, cut from those to one form.
 
     python benchmarks/pictures.py [NAME ...]
 """
@@ -7,9 +8,14 @@ from PIL import Image, ImageOps
 from course_lib.core import CourseError, clone_root
 from course_lib.files import write_atomic
 
-taken = {'04_restored.jpg': ('04_gan_superres', '04b00003'), '05_restored.jpg': ('05_feature_loss_superres', '05b00003'), '07_zebras.jpg': ('07_cyclegan', '07a00004'), '09b_pointer.png': ('09b_looking_back', 'a2328b6e')} # file in results/pictures → notebook, id of the cell
-gallery = {'01_loss_surface.png': (0, 0, 1, 1), '02_streets.png': (0, 0, .75, .66), '03_old_family.png': (0, 0, .5, 1), '04_restored.jpg': (0, 0, 1, .36), '05_restored.jpg': (0, 0, 1, .36), '05b_restored.jpg': (0, 0, 1, .36), '06_bedrooms.png': (0, 0, .5, 1),
-           '07_zebras.jpg': (0, 0, .5, 1), '08_style.png': (0, 0, .5, 1), '09b_pointer.png': (0, 0, 1, 1), '10_answers.png': (0, 0, .6, .2), '12_loops.png': (0, 0, 1, 1)} # file → the part shown: left, top, right, bottom
+taken = { # file in results/pictures → notebook, id of the cell
+    '04_restored.jpg': ('04_gan_superres', '04b00003'), '05_restored.jpg': ('05_feature_loss_superres', '05b00003'),
+    '07_zebras.jpg': ('07_cyclegan', '07a00004'), '09b_pointer.png': ('09b_looking_back', 'a2328b6e')}
+gallery = { # file → the part shown: left, top, right, bottom
+    '01_loss_surface.png': (0, 0, 1, 1), '02_streets.png': (0, 0, .75, .66), '03_old_family.png': (0, 0, .5, 1),
+    '04_restored.jpg': (0, 0, 1, .36), '05_restored.jpg': (0, 0, 1, .36), '05b_restored.jpg': (0, 0, 1, .36),
+    '06_bedrooms.png': (0, 0, .5, 1), '07_zebras.jpg': (0, 0, .5, 1), '08_style.png': (0, 0, .5, 1),
+    '09b_pointer.png': (0, 0, 1, 1), '10_answers.png': (0, 0, .6, .2), '12_loops.png': (0, 0, 1, 1)}
 
 
 def picture_of(notebook, cell):

@@ -133,7 +133,8 @@ def _check_section(path, section, names):
 
 def _read_section(path, cp, section, kinds, names):
     lesson, res = section.split('.')[0], {}
-    read = ['profile', 'device', 'seed'] if lesson == 'course' else [*names[lesson].sample, 'seed']
+    whole = 'profile', 'device', 'seed', 'held_out'
+    read = whole if lesson == 'course' else [*names[lesson].sample, 'seed']
     for k,v in cp.items(section):
         if k not in kinds or k not in read:
             why = 'is not a setting' if k not in kinds else 'is not read there: it would change nothing'
@@ -181,6 +182,17 @@ def active_profile(
                       "laptop) and full (the lecture's dataset and schedule). Use one of them")
 
 # %% ../nbs/lib/core.ipynb #2f4fd759
+_of_the_data = dict(files=('*/*/*.png', 'images/*.jpg'), content_name=('cat', 'tubingen'),
+    style_name=('night', 'starry_night')) # settings as they are shipped
+
+def _own_files(cfg, like): # what a dataset that is a path changes; the lesson's own dataset
+    s = cfg.get('dataset', '')
+    if re.match(r'\w\w+:', s) or not re.search(r'[/\\]|^~', s): return {}
+    path = ((clone_root() or Path.cwd())/Path(s).expanduser()).resolve()
+    def first(kind): return min((o.stem.removeprefix(kind) for o in path.glob(f'{kind}*')), default='')
+    new = dict(files='**/*', content_name=first('content_'), style_name=first('style_'))
+    return {'dataset': f'{like}:{path}', **{k: new[k] for k,v in _of_the_data.items() if cfg.get(k) in v}}
+
 def lesson_settings(
     lesson:str,       # `01`, or `01_mnist_resnet`
     profile:str=None, # `sample` or `full`; None: the active one
@@ -190,6 +202,8 @@ def lesson_settings(
     lesson, prof, ini = find_lesson(lesson), active_profile(profile), read_settings()
     secs = [ini.get(o, {}) for o in ('course', lesson, f'{lesson}.{prof}')]
     cfg = AttrDict({k:v for o in secs for k,v in o.items()})
+    if 'dataset' in changed: cfg.dataset = changed.pop('dataset')
+    cfg.update(_own_files(cfg, lessons()[lesson].sample['dataset']))
     if bad := set(changed) - set(cfg):
         raise CourseError(f"lesson_settings({lesson!r}): {', '.join(sorted(bad))} is not a setting of this "
                           f"lesson. It has {', '.join(cfg)}")

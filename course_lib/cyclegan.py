@@ -388,7 +388,7 @@ def measure_cycle(to_b, to_a, path, ds, detector): # functions of pictures; the 
 def fixed_pairs(cfg, path, n:int=3) -> tuple: # the lesson's settings; the dataset's folder; pairs
     "The pictures that are looked at after every epoch: two tensors (n, 3, sz, sz) on the device"
     ds = UnalignedDataset(path, choosing_split(path), cfg.sz, cfg.sz)
-    return tuple(torch.stack(o).to(course_device()) for o in zip(*(ds[i] for i in range(n))))
+    return tuple(torch.stack(o).to(course_device()) for o in zip(*(ds[i] for i in range(min(n, len(ds))))))
 
 # %% ../nbs/07_cyclegan.ipynb #179044b7
 def train(cfg): # the lesson's settings

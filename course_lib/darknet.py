@@ -174,7 +174,7 @@ def train(
     with joined_processes() as (rank, _):
         seed_everything(cfg.seed) # the same shuffling everywhere
         dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
-        learn = cifar_learner(dls, darknet_of(cfg), cfg, cbs=[ShareGradients()])
+        learn = cifar_learner(dls, darknet_of(cfg, n_out=dls.c), cfg, cbs=[ShareGradients()])
         torch.manual_seed(cfg.seed+rank) # and augmentation of one's own
         return fit_and_save(learn, partial(fit_darknet, epochs=cfg.epochs, lr=cfg.lr), '10_darknet_cifar10')
 

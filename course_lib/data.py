@@ -15,6 +15,7 @@ from fastai.vision.all import AttrDict, L, URLs, fastai_cfg, get_image_files
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from .core import CourseError, active_profile, course_file, data_home
 from .files import file_lock, write_atomic
+from .own import own_card, own_data
 from .samples.make import known_files, make_sample
 from .show import shows_progress
 
@@ -28,9 +29,10 @@ def dataset(
     name:str # a name in the registry
 ) -> AttrDict:
     "One dataset's table; raises `CourseError` with the names there are"
+    if ':' in name: return own_card(name)
     if (res := registry().get(name)) is not None: return res
     raise CourseError(f'There is no dataset {name!r} in data/datasets.toml. Expected one of '
-                      + ', '.join(registry()))
+                      + ', '.join(registry()) + ', or the path of files of your own, with a / in it')
 
 # %% ../nbs/lib/data.ipynb #0c4b608b
 def _matching(path, pattern):
@@ -261,10 +263,11 @@ def full_data(
 
 # %% ../nbs/lib/data.ipynb #3443750b
 def get_data(
-    name:str,        # a name in the registry
+    name:str,        # a name in the registry, or `LIKE:PATH`, see `own_data`
     profile:str=None # `sample` or `full`; None: the active one
 ) -> Path:           # the folder
     "The folder of a dataset for a profile: made, found or fetched"
+    if ':' in name: return own_data(name)
     return make_sample(name) if active_profile(profile) == 'sample' else full_data(name)
 
 # %% ../nbs/lib/data.ipynb #3d924934
@@ -286,7 +289,8 @@ def at_hand(
     "Look for a dataset, or a part of it, without making or fetching anything; an empty folder is none"
     card = dataset(name).get(profile)
     if card is None: return None
-    path = data_home()/'sample'/name if profile == 'sample' else _fastai_folder('data')/card['folder']
+    home = data_home()/'sample' if profile == 'sample' else _fastai_folder('data')
+    path = home/card.get('folder', name)
     if 'listed' in card and next(path.glob(card['listed']), None): return path # it is listed when it is used
     return path if all(count_files(path, card['layout']).values()) else None
 

@@ -324,11 +324,11 @@ def told_apart(critic, gen, x) -> float: # both networks; photographs held out, 
     "The share of patches, photographs' and restored ones', that a critic is right about"
     y = imagenet_norm(x[:48].to(course_device())/255)
     critic.eval(), gen.eval()
-    said = torch.cat([critic(o) for o in y.split(8)]), torch.cat([critic(gen(quartered(o))) for o in y.split(8)])
-    return ((said[0] > 0).float().mean() + (said[1] < 0).float().mean()).item()/2
+    both = [(critic(o), critic(gen(quartered(o)))) for o in y.split(8)]
+    return sum((a > 0).float().mean() + (b < 0).float().mean() for a,b in both).item()/2/len(both)
 
 @torch.no_grad()
-def measure_squares(net, cfg) -> dict: # a restorer of kept weights; its settings
+def measure_squares(net, cfg, lpips=None) -> dict: # a restorer of kept weights; its settings; a metric
     "Scores on the course's held-out photographs, and on the dataset's, where that is at hand"
     res, wheres = {}, (('', 'photos', 'sample', cfg.files_drawn), ('_pets', cfg.dataset, cfg.profile, cfg.files))
     for tail,name,profile,files in wheres:
@@ -336,7 +336,9 @@ def measure_squares(net, cfg) -> dict: # a restorer of kept weights; its setting
         y = imagenet_norm(photo_squares(get_data(name, profile), files, valid=True)[:48]/255)
         xs = quartered(y)
         out = torch.cat([net(o.to(course_device())).cpu() for o in xs.split(8)])
-        scores = {**photo_scores(out, y), 'detail': fine_detail(out), 'psnr_input': photo_scores(xs, y)['psnr']}
+        scores = {**photo_scores(out, y), 'detail': fine_detail(out)}
+        scores['psnr_input'] = photo_scores(xs, y)['psnr']
+        if lpips: scores['lpips'] = lpips(out, y)
         res |= {k+tail: v for k,v in scores.items()}
     return res
 

@@ -17,7 +17,7 @@ from .core import CourseError, data_home
 from .files import code_key, file_lock
 from .pictures import open_rgb
 from .processes import process_rank
-from .show import shows_progress
+from .show import shows_progress, tell_once
 
 # %% ../nbs/lib/tensors.ipynb #c02b4858
 def _file_stats(files):
@@ -181,8 +181,8 @@ class TensorDL(TfmdDL):
     def __init__(self, dataset, bs=64, sz=None, # `Datasets`; items in a batch; (height, width) to squish to
         num_workers=0, **kwargs):               # not used, threads decode; more for `TfmdDL`
         if kwargs.get('drop_last') and len(dataset) < bs:
-            raise CourseError(f'bs = {bs}, and there are {len(dataset)} training pictures. '
-                'Expected a smaller bs')
+            bs, was = max(2, len(dataset)//8), bs
+            tell_once(f'bs = {was}, and there are {len(dataset)} training pictures: bs = {bs} is taken')
         self.sz, self._tensors = sz, None
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
         self.after_item = _item_tfms(self.after_item, sz)

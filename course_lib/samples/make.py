@@ -42,7 +42,8 @@ def find_maker(
     cards = sample_cards()
     if name not in makers and name in cards: import_module(f"course_lib.samples.{cards[name]['maker']}")
     if name in makers: return makers[name]
-    raise CourseError(f"There is no sample {name!r}. Expected one of {', '.join({**cards, **makers})}")
+    raise CourseError(f"There is no sample {name!r}. Expected one of {', '.join({**cards, **makers})}, "
+                      'or the path of files of your own, with a / in it')
 
 def sample_stamp(
     make # a function with a `sample_maker`
