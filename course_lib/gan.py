@@ -330,8 +330,8 @@ def told_apart(critic, gen, x) -> float: # both networks; photographs held out, 
 @torch.no_grad()
 def measure_squares(net, cfg, lpips=None) -> dict: # a restorer of kept weights; its settings; a metric
     "Scores on the course's held-out photographs, and on the dataset's, where that is at hand"
-    res, wheres = {}, (('', 'photos', 'sample', cfg.files_drawn), ('_pets', cfg.dataset, cfg.profile, cfg.files))
-    for tail,name,profile,files in wheres:
+    res, drawn = {}, ('', 'photos', 'sample', cfg.files_drawn)
+    for tail,name,profile,files in (drawn, ('_pets', cfg.dataset, cfg.profile, cfg.files)):
         if not at_hand(name, profile): continue
         y = imagenet_norm(photo_squares(get_data(name, profile), files, valid=True)[:48]/255)
         xs = quartered(y)

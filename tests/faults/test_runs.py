@@ -48,7 +48,7 @@ def test_two_runs_at_once(nbs, tmp_path, monkeypatch):
         if not (pid := os.fork()):
             code = 99
             try:
-                time.sleep(start-time.time())
+                time.sleep(max(0, start-time.time()))
                 code = cli.run(profile='sample', out=str(tmp_path/'out'), jobs=2)
             finally: os._exit(code)
         pids.append(pid)
