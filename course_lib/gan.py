@@ -332,7 +332,7 @@ def measure_squares(net, cfg, lpips=None) -> dict: # a restorer of kept weights;
     "Scores on the course's held-out photographs, and on the dataset's, where that is at hand"
     res, drawn = {}, ('', 'photos', 'sample', cfg.files_drawn)
     for tail,name,profile,files in (drawn, ('_pets', cfg.dataset, cfg.profile, cfg.files)):
-        if not at_hand(name, profile): continue
+        if tail and not at_hand(name, profile): continue
         y = imagenet_norm(photo_squares(get_data(name, profile), files, valid=True)[:48]/255)
         xs = quartered(y)
         out = torch.cat([net(o.to(course_device())).cpu() for o in xs.split(8)])

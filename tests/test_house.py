@@ -217,14 +217,14 @@ def test_methods_in_their_class_and_nothing_private(mod):
 
 @each_nb
 def test_clean(path):
-    "nbdev's cleaner would change nothing but execution counts"
+    "nbdev's cleaner, as it is set up here, would change nothing but execution counts"
     from nbdev.clean import clean_nb
     def uncounted(nb):
         for c in code_cells(nb):
             for o in (c, *c['outputs']): o.pop('execution_count', None)
         return nb
-    nb = read(path)
-    clean_nb(nb)
+    nb, kept = read(path), tomllib.loads((root/'pyproject.toml').read_text())['tool']['nbdev']['allowed_out_metadata_keys']
+    clean_nb(nb, allowed_out_metadata_keys=kept)
     assert uncounted(nb) == uncounted(read(path))
 
 
@@ -259,8 +259,8 @@ def test_small(path):
 
 
 def test_small_together():
-    "All notebooks together are at most 12 MB"
-    assert 0 < sum(p.stat().st_size for p in notebooks) <= 12_000_000
+    "All notebooks together are at most 14 MB"
+    assert 0 < sum(p.stat().st_size for p in notebooks) <= 14_000_000
 
 
 def lines_of(path):
