@@ -73,7 +73,7 @@ def explain(
     "What went wrong in a crappifier, short, with the line of the learner's own code where there is one"
     if isinstance(e, CourseError): return str(e)
     frames = [o for o in traceback.extract_tb(e.__traceback__) if _own(o.filename)]
-    return f'{type(e).__name__}: {e}' + (f'\nline {frames[-1].lineno}: {frames[-1].line}' if frames else '')
+    return f'{type(e).__name__}: {e}' + (f'; line {frames[-1].lineno}: {frames[-1].line}' if frames else '')
 
 # %% ../nbs/lib/crappify.ipynb #f2bbc358
 def _photos(photos):

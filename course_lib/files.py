@@ -32,7 +32,7 @@ def atomic_path(
             with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        if str(e.filename) in ('None', str(tmp)): e.filename = str(path)
+        if e.errno and str(e.filename) in ('None', str(tmp)): e.filename = str(path)
         raise
     finally:
         with suppress(OSError): tmp.unlink()

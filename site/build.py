@@ -90,6 +90,7 @@ if __name__ == '__main__':
     (src/'index.md').write_text(index(gather()), encoding='utf-8')
     cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-j', 'auto', '-b', 'html', '-c', str(root/'site'), str(src), str(html)]
     code = subprocess.run(cmd).returncode
+    shutil.copytree(root/'results'/'pictures', html/'results'/'pictures', dirs_exist_ok=True) # the README's gallery is HTML
     mend_links()
     for o in html.iterdir(): shutil.move(o, out)
     shutil.rmtree(out/'.build')

@@ -1139,5 +1139,5 @@ def test_explain():
     "Only the learner's own line; a CourseError speaks for itself"
     def f(im, rng): return 1/0
     try: crappify_photo(chain(f), photo())
-    except Exception as e: assert explain(e) == f'ZeroDivisionError: division by zero\nline {f.__code__.co_firstlineno}: def f(im, rng): return 1/0'
+    except Exception as e: assert explain(e) == f'ZeroDivisionError: division by zero; line {f.__code__.co_firstlineno}: def f(im, rng): return 1/0'
     assert explain(CourseError('so it is')) == 'so it is' and isinstance(old_family, Step)

@@ -1,5 +1,5 @@
 "kill -9 in the middle of long work: what is there is whole, the next call goes on or begins anew, and the end is as if nothing had happened"
-import io, os, signal, sys, tarfile, threading, time
+import io, os, signal, sys, tarfile, threading, time, traceback
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np, pytest, torch
 from PIL import Image
@@ -31,6 +31,7 @@ def killed(work, when):
         try:
             torch.set_num_threads(1)
             work()
+        except BaseException: traceback.print_exc()
         finally: os._exit(0)
     saw = wait_for(lambda: when() or os.waitpid(pid, os.WNOHANG)[0])
     assert saw is True, 'it ended before it could be killed'
