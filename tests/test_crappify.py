@@ -307,7 +307,7 @@ def test_preview_of_a_mistake(shown):
     for fn in (f, chain(jpeg(), sometimes(1, f))):
         assert preview(photo())(fn) is fn
         said = shown.pop()['text/plain']
-        assert 'ZeroDivisionError: division by zero' in said and f'line {line}: return im.resize((1/x, 1))' in said and said.count('\n') == 1
+        assert 'ZeroDivisionError: division by zero' in said and f'line {line}: return im.resize((1/x, 1))' in said and '\n' not in said
     preview(photo())(lambda im, rng: None)
     assert 'is there a return?' in shown.pop()['text/plain']
 

@@ -24,7 +24,8 @@ no_tensors = { # called so, and without a tensor in them
     'steps.as_picture', 'steps.smooth_field',
     'fairness.error_rates', 'runner.run_cells', 'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores',
     'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
-    'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'diagrams.draw_schematic', 'show.as_jpeg', 'show.beside', 'models.save_learner'}
+    'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'diagrams.draw_schematic',
+    'show.as_jpeg', 'show.beside', 'models.save_learner'}
 
 
 def public():
