@@ -9,6 +9,13 @@ collect_ignore = [] if gpu else ['gpu']
 patience = 900 # seconds that a process may take on a slow machine beside other work, before it counts as hanging
 
 
+def write_nb(path, *cells): # sources of code
+    "A notebook of a heading and some cells"
+    from nbformat import v4, write
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(v4.new_notebook(cells=[v4.new_markdown_cell('# A lesson'), *map(v4.new_code_cell, cells)]), path)
+
+
 @pytest.fixture(scope='session')
 def data_folder(tmp_path_factory): return tmp_path_factory.mktemp('data')
 

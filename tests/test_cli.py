@@ -3,7 +3,7 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
-from conftest import patience
+from conftest import patience, write_nb
 from course_lib import cli, runner
 from course_lib.core import CourseError
 from course_lib.results import load_answers
@@ -20,12 +20,6 @@ root = Path(sys.argv.pop(1))
 runner.clone_root = lambda: root
 cli.course()
 '''
-
-
-def write_nb(path, *cells):
-    from nbformat import v4, write
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(v4.new_notebook(cells=[v4.new_markdown_cell('# A lesson'), *map(v4.new_code_cell, cells)]), path)
 
 
 @pytest.fixture

@@ -2,14 +2,9 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
-from nbformat import v4, write
-from conftest import patience
+from nbformat import v4
+from conftest import patience, write_nb
 from course_lib import cli, runner
-
-
-def write_nb(path, *cells):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(v4.new_notebook(cells=[v4.new_markdown_cell('# A lesson'), *map(v4.new_code_cell, cells)]), path)
 
 
 @pytest.fixture
