@@ -246,6 +246,6 @@ def main(
         **{'photographs to choose on': measure(mean, held['chosen on'], dev), 'unseen photographs': measure(mean, held['reported on'], dev)},
         **{'held-out photographs': {k: try_restorer(tried, parse_steps(v)) for k,v in box_trials.items()}})
     cfg = dict(widths=[32, 64, 128], n=2, mid=4, bs=bs, cut=cut, lr=lr, seed=seed, start=start or None)
-    file = save_weights(out.with_suffix('.safetensors'), mean, cfg, 'photo_restorer', figures, half=True)
+    file = save_weights(out.with_suffix('.safetensors'), mean, cfg, 'photo_restorer', figures, bits=16)
     write_atomic(file.with_suffix('.md'), card(load_network(file)[1], file))
     print(json.dumps(figures, indent=1))
