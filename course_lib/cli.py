@@ -202,17 +202,18 @@ def crappify(
 def restore(
     *photos:str,        # Photographs, and folders of them
     model:str=None,     # Weights to use, .safetensors (default: the model that comes with the course)
+    old:bool=False,     # With the network for old family photographs
     out:str='restored', # Folder for the results, which keep their names
     enlarge:float=1,    # First make them larger by this factor
     again:bool=False    # Also make those anew that are there already
 ) -> int: # 1 if a file was left out that was named or seemed to be a picture, else 0
     "Restore photographs of any size into another folder; the input stays as it is"
-    from course_lib.kept_weights import load_network
+    from course_lib.kept_weights import kept_file, load_network
     from course_lib.restore import box_file, restore_files
     if not photos: raise CourseError('no photograph was named. Expected files or folders, such as: '
                                      'course restore photo.jpg')
     if not 1 <= enlarge <= 8: raise CourseError(f'enlarge = {enlarge:g}: expected a number from 1 to 8')
-    net, about = load_network(model or box_file())
+    net, about = load_network(model or (kept_file('05b_old') if old else box_file()))
     print(f"{about.kind} of {tell_path(model) if model else 'the course'} · {device_name()}")
     rep = restore_files(photos, net, out, again=again, enlarge=enlarge)
     return _told(rep, f'{rep} · {tell_path(out)}', photos)
@@ -227,7 +228,7 @@ def style(
     weight:float=5.,          # Of the style; more paints over more
     colour_preserve:bool=False, # Keep the photograph's colours, and take the brush alone
     evals:int=300,            # Evaluations of the loss at the first size; half of it at each further one
-    judge:str='squeezenet1_1',# What compares: a name in torchvision.models, such as vgg16_bn, or small
+    judge:str='squeezenet1_1',# What compares: a name in torchvision.models, such as vgg16_bn, or course
     pretrained:str='auto'     # no, auto or yes: its ImageNet weights
 ):
     "Paint a photograph in the manner of a painting; goes on where it was stopped"

@@ -36,9 +36,7 @@ def clone_root() -> Path|None: # folder of the clone; None when `course_lib` was
     return root if (root/'nbs').is_dir() and (root/'data'/'datasets.toml').exists() else None
 
 # %% ../nbs/lib/core.ipynb #ad08529b
-def course_file(
-    name:str # `settings.ini`, `datasets.toml` or `lessons.toml`
-) -> Path:
+def course_file(name:str) -> Path: # `settings.ini`, `datasets.toml` or `lessons.toml`
     "Where the course's own copy of `name` is: in the clone, or else inside the package"
     root = clone_root()
     if not root: return Path(find_spec('course_lib').origin).parent/name
@@ -83,9 +81,7 @@ def lessons() -> dict: # name of the notebook → its table in `lessons.toml`
     return {k: AttrDict(v) for k,v in tomllib.loads(text).items()}
 
 # %% ../nbs/lib/core.ipynb #5da45ecc
-def find_lesson(
-    name:str # `01`, `1` or `01_mnist_resnet`
-) -> str:
+def find_lesson(name:str) -> str: # `01`, `1` or `01_mnist_resnet`
     "The full name of a lesson; raises `CourseError` with the list when there is none"
     for o in lessons():
         if name in (o, o.split('_')[0], o.split('_')[0].lstrip('0')): return o
@@ -230,9 +226,7 @@ def _cpu_name():
     except OSError: names = [_asked(['sysctl', '-n', 'machdep.cpu.brand_string'])]
     return next(filter(None, names), platform.processor() or platform.machine())
 
-def device_name(
-    device=None # torch.device; None: the default one
-) -> str:
+def device_name(device=None) -> str: # torch.device; None: the default one
     "What the device calls itself, and how many threads a CPU computes with"
     import torch
     device = ifnone(device, course_device())

@@ -67,9 +67,7 @@ def _own(file):
     "Is a file of code the reader's, and no library's?"
     return not (file.startswith((*_libraries, '<frozen', '<__')) or '-packages' in file)
 
-def explain(
-    e:Exception # what a crappifier raised
-) -> str:
+def explain(e:Exception) -> str: # what a crappifier raised
     "What went wrong in a crappifier, short, with the line of the learner's own code where there is one"
     if isinstance(e, CourseError): return str(e)
     frames = [o for o in traceback.extract_tb(e.__traceback__) if _own(o.filename)]
@@ -234,9 +232,7 @@ def _to_step(node):
     except (CourseError, TypeError) as e: raise _wrong(at, e) from None
 
 # %% ../nbs/lib/crappify.ipynb #872c752e
-def parse_steps(
-    s:str # such as "downscale(96) jpeg(10,70) text", or the repr of a step
-) -> Step: # a chain
+def parse_steps(s:str) -> Step: # such as "downscale(96) jpeg(10,70) text", or the repr of a step → a chain
     "Read steps from text without running it; raises `CourseError` with the place where it went wrong"
     if not s.strip() or len(s) > 20_000: raise CourseError(f'steps: a text of {len(s):,} characters. {_like}')
     commas = re.sub(r'(?<=[\w)])\s(?=\s*[A-Za-z_])', ',', s.replace(';', ','))
@@ -250,9 +246,7 @@ def parse_steps(
     return res[0] if len(res) == 1 and isinstance(res[0], chain) else chain(*res)
 
 # %% ../nbs/lib/crappify.ipynb #2aae1ef8
-def smallest_read(
-    fn # a crappifier, or its text
-) -> int|None: # pixels; None where all of them are needed
+def smallest_read(fn) -> int|None: # a crappifier, or its text → pixels; None where all of them are needed
     "The shorter side that a crappifier's first step brings a picture to, if that step is `downscale`"
     fn = load_crappifier(fn)
     while isinstance(fn, chain) and fn.children: fn = fn.children[0]
@@ -442,9 +436,7 @@ class Crappify(Transform):
         return PILImage.create(np.asarray(_checked(self.fn, self.fn(im, rng_for(seed, key)))))
 
 # %% ../nbs/lib/crappify.ipynb #34f7b6e5
-def crappy_block(
-    fn, path=None, seed:int=0 # see `Crappify`
-): # a fastai TransformBlock
+def crappy_block(fn, path=None, seed:int=0): # see `Crappify` → a fastai TransformBlock
     "What `ImageBlock` is for photographs, for their crappy versions: from the file to the network"
     from fastai.vision.all import IntToFloatTensor, TransformBlock
     return TransformBlock(type_tfms=Crappify(fn, path, seed), batch_tfms=IntToFloatTensor)

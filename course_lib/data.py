@@ -25,9 +25,7 @@ def registry() -> dict: # name → its table
     text = course_file('datasets.toml').read_text(encoding='utf-8')
     return {k: AttrDict(v) for k,v in tomllib.loads(text).items()}
 
-def dataset(
-    name:str # a name in the registry
-) -> AttrDict:
+def dataset(name:str) -> AttrDict: # a name in the registry
     "One dataset's table; raises `CourseError` with the names there are"
     if ':' in name: return own_card(name)
     if (res := registry().get(name)) is not None: return res
@@ -47,9 +45,7 @@ def count_files(
     return {o: _matching(Path(path), o) for o in layout}
 
 # %% ../nbs/lib/data.ipynb #7ca4deb7
-def known_images(
-    path:str|Path # a dataset's folder
-) -> list:        # their files, in the order of `get_image_files`
+def known_images(path:str|Path) -> list: # a dataset's folder → their files, in the order of `get_image_files`
     "A dataset's pictures, see `known_files`; raises `CourseError` where there are none"
     files = L(known_files(get_image_files(path)))
     if not files: raise CourseError(f'{path}: no pictures there. Expected the folders of a dataset')

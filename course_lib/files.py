@@ -63,10 +63,7 @@ def why_unwritable(
     return f'{tell_path(path)}: {why}, or choose another place with {setting}'
 
 # %% ../nbs/lib/files.ipynb #0bf0e71f
-def check_folder(
-    path:str|Path, # a folder, made if need be
-    setting:str    # what says where it is
-):
+def check_folder(path:str|Path, setting:str): # a folder, made if need be; what says where it is
     "Raises `CourseError` where files cannot be written: before hours of work, not after them"
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -124,10 +121,7 @@ class MadeHere:
 
 # %% ../nbs/lib/files.ipynb #62bb6ee1
 @contextmanager
-def file_lock(
-    path:str|Path,     # the lock's file
-    seconds:float=3600 # to wait for others, at most
-):
+def file_lock(path:str|Path, seconds:float=3600): # the lock's file; to wait for others, at most
     "One process at a time; raises `CourseError` where another one does not end"
     lock, name = FileLock(path), tell_path(path)
     try: lock.acquire(timeout=min(10, seconds))
@@ -195,9 +189,7 @@ class _Hasher(NumpyHasher):
         return object, ()
 
 # %% ../nbs/lib/files.ipynb #9a33cd72
-def code_key(
-    fn # a function, method, class, `partial` or callable object
-) -> str:
+def code_key(fn) -> str: # a function, method, class, `partial` or callable object
     "A key that changes with the code of `fn` and all it uses; always a new one where that cannot be seen"
     h = _Hasher('sha1')
     h.todo = [fn]
@@ -207,10 +199,7 @@ def code_key(
     return h.hash(None)[:16]
 
 # %% ../nbs/lib/files.ipynb #844905e3
-def read_json(
-    path:Path,    # a file
-    keys:tuple=() # what must be in it
-) -> dict:
+def read_json(path:Path, keys:tuple=()) -> dict: # a file; what must be in it
     "What the course wrote as JSON; raises `CourseError` with the name of a file that is not, or is cut off"
     try:
         res = json.loads(path.read_text(encoding='utf-8'))

@@ -35,15 +35,11 @@ def ssim(
     return torch.cat([one(a.float(), b.float()).view(-1) for a,b in zip(x.split(bs), y.split(bs))])
 
 # %% ../nbs/lib/metrics.ipynb #43dbc1c0
-def to_unit(
-    x # bytes (n, 3, h, w)
-) -> torch.Tensor: # floats from -1 to 1
+def to_unit(x) -> torch.Tensor: # bytes (n, 3, h, w) → floats from -1 to 1
     "Bytes as a network sees them"
     return x.float().div_(127.5).sub_(1)
 
-def to_bytes(
-    y # floats from -1 to 1
-) -> torch.Tensor: # bytes, on the CPU
+def to_bytes(y) -> torch.Tensor: # floats from -1 to 1 → bytes, on the CPU
     "What a generator gives, as a picture"
     return y.detach().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
 
@@ -73,9 +69,7 @@ corruptions = dict(none=lambda x: x, blur=_blur, grain=lambda x: x + .15*torch.r
     collage=_collage, mosaic=_mosaic)
 
 # %% ../nbs/lib/metrics.ipynb #779f8819
-def corrupted(
-    xb # pictures (n, 3, h, w), from -1 to 1
-): # pictures, and the number of what was done to each
+def corrupted(xb): # pictures (n, 3, h, w), from -1 to 1 → pictures, and the number of what was done to each
     "Corrupt an eighth of the pictures in each of the ways"
     parts = [f(o) for f,o in zip(corruptions.values(), xb.chunk(len(corruptions)))]
     labels = [o.new_full((len(o),), i, dtype=torch.long) for i,o in enumerate(parts)]
@@ -114,10 +108,7 @@ def train_feature_net(
 
 # %% ../nbs/lib/metrics.ipynb #a4316e17
 @torch.no_grad()
-def kernel_distance(
-    net,       # gives features of bytes
-    real, fake # bytes (n, 3, h, w), of equal number
-) -> float:
+def kernel_distance(net, real, fake) -> float: # gives features of bytes; bytes (n, 3, h, w), of equal number
     "KID (Bińkowski et al. 2018) with our own features: MMD² with a cubic kernel, mean over 20 halves"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # that features are kept in memory, which we want
@@ -128,17 +119,12 @@ def kernel_distance(
 
 # %% ../nbs/lib/metrics.ipynb #9619273d
 @torch.no_grad()
-def net_features(
-    net, # gives features
-    pics # bytes (n, 3, h, w)
-) -> torch.Tensor: # (n, 64), on the CPU
+def net_features(net, pics) -> torch.Tensor: # gives features; bytes (n, 3, h, w) → (n, 64), on the CPU
     "A network's features of some pictures"
     return torch.cat([net(o.to(course_device())).float().cpu() for o in pics.split(256)])
 
 # %% ../nbs/lib/metrics.ipynb #8ba8cb0a
-def set_spread(
-    a, b # features (n, d) of generated pictures, and of the data
-) -> float:
+def set_spread(a, b) -> float: # features (n, d) of generated pictures, and of the data
     "Mean distance between two of `a`, over that between two of `b`"
     return (F.pdist(a).mean()/F.pdist(b).mean()).item()
 
@@ -155,10 +141,7 @@ def closest_pairs(
     return sorted(rows)
 
 # %% ../nbs/lib/metrics.ipynb #cf42cdc4
-def set_metrics(
-    net,        # gives features
-    real, fake, # bytes (n, 3, h, w)
-) -> dict:      # kid_error, spread, twins
+def set_metrics(net, real, fake) -> dict: # gives features; bytes (n, 3, h, w) → kid_error, spread, twins
     "Kernel distance and spread of generated pictures, and their closest pairs' mean distance over the data's"
     a, b = net_features(net, fake), net_features(net, real)
     near = lambda o: np.mean([d for d,*_ in closest_pairs(o)])

@@ -110,10 +110,7 @@ def _kept_bytes(model, n, sz):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = model(torch.zeros(n, 3, *sz))
     return sum(kept.values()) + out.nbytes
 
-def picture_bytes(
-    model:nn.Module, # a network for (n, 3, h, w); left alone
-    sz:tuple         # (height, width)
-) -> int:
+def picture_bytes(model:nn.Module, sz:tuple) -> int: # a network for (n, 3, h, w); left alone; (height, width)
     "Bytes that one training picture makes a network keep for the way back; measured on a copy on the CPU"
     twin = copy.deepcopy(model).cpu().train()
     return _kept_bytes(twin, 3, sz) - _kept_bytes(twin, 2, sz) # what is there once, such as weights, cancels
@@ -163,9 +160,7 @@ def card_bs(
     return fits
 
 # %% ../nbs/lib/models.ipynb #15508014
-def is_oom(
-    e:Exception # what was raised
-) -> bool:
+def is_oom(e:Exception) -> bool: # what was raised
     "Did a device run out of memory? MPS says so in a plain RuntimeError"
     return isinstance(e, torch.OutOfMemoryError) or 'out of memory' in str(e)
 
@@ -186,10 +181,7 @@ def tell_memory(
     raise CourseError(_too_big(bs, model, sz, memory))
 
 # %% ../nbs/lib/models.ipynb #c5df1215
-def check_finite(
-    where:str,      # what is trained or written, for the message
-    *nets:nn.Module # what it trains
-):
+def check_finite(where:str, *nets:nn.Module): # what is trained or written, for the message; what it trains
     "Raise `CourseError` where a number in a network is none any more, before it is written over a good one"
     bad = [k for net in nets for k,v in net.state_dict().items()
         if v.is_floating_point() and not v.isfinite().all()]
@@ -205,9 +197,7 @@ def save_learner(learn, name:str): # a Learner; the name of a file among its mod
     write_atomic(learn.path/learn.model_dir/f'{name}.pth', f.getbuffer())
 
 # %% ../nbs/lib/models.ipynb #66d77d75
-def memory_layout(
-    device=None # torch.device; None: the default one
-) -> torch.memory_format:
+def memory_layout(device=None) -> torch.memory_format: # torch.device; None: the default one
     "How pictures lie in memory: channels last, which convolutions like; on MPS, where it is untried, not"
     return torch.contiguous_format if (device or course_device()).type == 'mps' else torch.channels_last
 
@@ -217,9 +207,7 @@ def channels_last() -> list: # of callbacks for a Learner
     return [ChannelsLast()] if memory_layout() is torch.channels_last else []
 
 # %% ../nbs/lib/models.ipynb #fcee9052
-def half_dtype(
-    device # torch.device
-): # torch.dtype; None where 16 bits do not pay
+def half_dtype(device): # torch.device → torch.dtype; None where 16 bits do not pay
     "bfloat16 where the hardware has it, else float16 on CUDA, whose gradients need scaling, else None"
     if device.type == 'cuda':
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -228,9 +216,7 @@ def half_dtype(
     return torch.bfloat16 if fast else None
 
 # %% ../nbs/lib/models.ipynb #2a637e91
-def can_compile(
-    device # torch.device
-) -> bool:
+def can_compile(device) -> bool: # torch.device
     "Does torch.compile make code here? Where it does not (no compiler, an old card) one line says so"
     f = torch.compile(lambda x: x.sin()*x)
     try: f(torch.ones(8, device=device))

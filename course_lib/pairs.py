@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['matching', 'pair_files', 'make_pairs', 'photo_of', 'held_out', 'SquarePhoto', 'CropAlike', 'pair_tfms', 'crops_each',
            'crappy_variant', 'pair_dls', 'show_rows', 'on_normalised', 'photo_scores', 'enlarged', 'tell_scores',
-           'restored', 'photo_squares', 'quartered', 'square_batch']
+           'restored', 'photo_squares', 'quartered', 'greyed', 'spoiled', 'square_batch']
 
 # %% ../nbs/lib/pairs.ipynb #abba9275
 import hashlib, time
@@ -14,6 +14,7 @@ import numpy as np, torch, torch.nn.functional as F
 from fastai.vision.all import (DataBlock, FuncSplitter, ImageBlock, Normalize, RandTransform, TensorImage,
     aug_transforms, imagenet_stats)
 from PIL.Image import Resampling
+from torchvision.transforms.functional import rgb_to_grayscale
 from .core import CourseError, data_home, course_device, tell_path
 from .crappify import crappify_folder
 from .pictures import crappy_name, legible
@@ -25,10 +26,7 @@ from .samples.make import known_files
 from .show import md_table, show_grid
 
 # %% ../nbs/lib/pairs.ipynb #d0cc4351
-def matching(
-    path,        # a folder
-    patterns:str # one or several, such as `*.jpg, holiday/*.png`
-) -> list:       # sorted
+def matching(path, patterns:str) -> list: # a folder; one or several, such as `*.jpg, holiday/*.png` → sorted
     "The known files that patterns match, there or a folder deeper"
     path, some = Path(path), [o.strip() for o in patterns.split(',')]
     found = [{*path.glob(o)} or {*path.glob(f'*/{o}')} for o in some if o]
@@ -158,9 +156,7 @@ def on_normalised(
     f.__name__ = metric.__name__
     return f
 
-def photo_scores(
-    pred, targ # (n, 3, h, w), normalised
-) -> dict:     # psnr in dB, ssim: the means over the pictures
+def photo_scores(pred, targ) -> dict: # (n, 3, h, w), normalised → psnr in dB, ssim: the pictures' means
     "How near pictures are to their targets"
     return {f.__name__: on_normalised(f)(pred, targ).item() for f in (psnr, ssim)}
 
@@ -211,10 +207,18 @@ def quartered(y): # (n, 3, h, w), normalised
     low = F.interpolate(y, scale_factor=.25, antialias=True, **how)
     return F.interpolate(low, size=y.shape[-2:], **how)
 
-def square_batch(x, cfg): # see `photo_squares`; settings: bs, crop → (input, target), normalised
-    "A batch for 4× super-resolution: random squares, half of them mirrored, on the default device"
+def greyed(y): # (n, 3, h, w), normalised
+    "The lightness alone, three times"
+    return imagenet_norm(rgb_to_grayscale(imagenet_norm(y, back=True), 3))
+
+def spoiled(y, cfg): # (n, 3, h, w), normalised; settings: spoil, `quartered` where they have none
+    "What a restorer of kept weights is given to see"
+    return dict(quartered=quartered, greyed=greyed)[cfg.get('spoil', 'quartered')](y)
+
+def square_batch(x, cfg): # see `photo_squares`; settings: bs, crop, spoil → (input, target), normalised
+    "A batch for a restorer: random squares, half of them mirrored, on the default device"
     places = torch.randint(x.shape[-1]-cfg.crop+1, (cfg.bs, 2)).tolist()
     crops = [x[i, :, r:r+cfg.crop, c:c+cfg.crop] for i,(r,c) in zip(torch.randint(len(x), (cfg.bs,)), places)]
     y = imagenet_norm(torch.stack(crops).to(course_device())/255)
     y = torch.where(torch.rand(len(y), 1, 1, 1, device=y.device) < .5, y.flip(-1), y)
-    return quartered(y), y
+    return spoiled(y, cfg), y

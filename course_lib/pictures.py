@@ -181,18 +181,14 @@ def open_photo(
     return res, note
 
 # %% ../nbs/lib/pictures.ipynb #be3e4932
-def open_mask(
-    path # a file
-) -> Image.Image: # in the file's own mode
+def open_mask(path) -> Image.Image: # a file → in the file's own mode
     "A picture whose numbers are no colours, upright, and read as carefully as a photograph"
     with open(path, 'rb') as f: return _read_file(f, _read_upright, most_pixels)
 
 # %% ../nbs/lib/pictures.ipynb #1ece25b5
 _too_many = Image.DecompressionBombError, Image.DecompressionBombWarning
 
-def why_unreadable(
-    e:Exception # what `open_photo` raised
-) -> str:
+def why_unreadable(e:Exception) -> str: # what `open_photo` raised
     "Why a file cannot be read, in a few words"
     if isinstance(e, _too_many): return 'too many pixels (a bomb?)'
     if isinstance(e, UnidentifiedImageError): return 'not a picture'
@@ -201,10 +197,7 @@ def why_unreadable(
     return f'cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]})'
 
 # %% ../nbs/lib/pictures.ipynb #27e65659
-def open_rgb(
-    src,     # see `open_photo`
-    **kwargs # for `open_photo`
-) -> Image.Image: # in RGB, upright
+def open_rgb(src, **kwargs) -> Image.Image: # see `open_photo`; for `open_photo` → in RGB, upright
     "A photograph alone; raises `CourseError` with a line that says which file and why"
     try: return open_photo(src, **kwargs)[0]
     except Exception as e:
@@ -216,9 +209,7 @@ def open_rgb(
         raise CourseError((f'{src}: ' if isinstance(src, (str, os.PathLike)) else '') + why) from None
 
 # %% ../nbs/lib/pictures.ipynb #a6d4c78c
-def file_ids(
-    paths # of files
-) -> set: # of (device, inode)
+def file_ids(paths) -> set: # of files → of (device, inode)
     "What files really are, whatever they are called; those that are not there are left out"
     res = set()
     for p in paths:
@@ -239,9 +230,7 @@ def may_write(
         return 'where its result would go lies a file that was not made here, or was changed since'
 
 # %% ../nbs/lib/pictures.ipynb #b5970693
-def crappy_name(
-    rel:str # a file's path relative to its folder
-) -> str:
+def crappy_name(rel:str) -> str: # a file's path relative to its folder
     "The relative path of the crappy version"
     return rel if rel.lower().endswith(('.jpg', '.jpeg', '.png')) else rel + '.png'
 
@@ -251,10 +240,7 @@ def _untouched(im, data):
     return bool(getattr(im, 'tile', None)) or im.tobytes() == Image.open(io.BytesIO(data)).tobytes()
 
 # %% ../nbs/lib/pictures.ipynb #863eefa8
-def file_bytes(
-    im,      # PIL image in RGB
-    name:str # of the file
-) -> bytes:
+def file_bytes(im, name:str) -> bytes: # PIL image in RGB; of the file
     "A picture as the bytes of a file: PNG, or JPEG of quality 95, or what the step `jpeg` has made already"
     png, data, f = name.lower().endswith('.png'), im.info.get('jpeg'), io.BytesIO()
     if data and not png and _untouched(im, data): return data
@@ -281,9 +267,7 @@ def files_in(
                 if not o.startswith('.'): yield os.path.relpath(os.path.join(d, o), src)
 
 # %% ../nbs/lib/pictures.ipynb #345b0665
-def legible(
-    name:str # of a file
-) -> str:
+def legible(name:str) -> str: # of a file
     "A name that can be shown anywhere, though it is not in UTF-8"
     return printable(name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace'))
 

@@ -31,9 +31,7 @@ def joined_processes(): # gives what `process_rank` says
         if world > 1: dist.destroy_process_group()
 
 # %% ../nbs/lib/processes.ipynb #27eae3d2
-def share_gradients(
-    params # parameters, on each process in the same order
-):
+def share_gradients(params): # parameters, on each process in the same order
     "Replace each gradient by its mean over all processes, in one message; alone, do nothing"
     world, grads = process_rank()[1], [p.grad for p in params if p.grad is not None]
     if world == 1: return

@@ -34,9 +34,7 @@ def mnist_dls(
     return block.dataloaders(path, bs=bs, val_bs=4*bs, dl_type=TensorDL, device=course_device())
 
 # %% ../nbs/01_mnist_resnet.ipynb #97db9d1d
-def conv(
-    ni:int, nf:int # channels in, channels out
-): # (n, ni, h, w) → (n, nf, ⌈h/2⌉, ⌈w/2⌉)
+def conv(ni:int, nf:int): # channels in, channels out → (n, ni, h, w) → (n, nf, ⌈h/2⌉, ⌈w/2⌉)
     "A 3×3 convolution of stride 2 that halves the grid"
     return nn.Conv2d(ni, nf, kernel_size=3, stride=2, padding=1)
 
@@ -52,9 +50,7 @@ def simple_cnn():
         nn.Flatten())
 
 # %% ../nbs/01_mnist_resnet.ipynb #78633656
-def n_params(
-    model:nn.Module # any module
-) -> int:
+def n_params(model:nn.Module) -> int: # any module
     "How many numbers a model learns"
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -172,9 +168,7 @@ class DenseLayer(nn.Module):
     def forward(self, x): return torch.cat([x, self.conv(x)], dim=1) # (n, ni+k, h, w)
 
 # %% ../nbs/01_mnist_resnet.ipynb #689aac77
-def transition(
-    ni:int, nf:int # channels in, channels out
-): # (n, ni, h, w) → (n, nf, ⌈h/2⌉, ⌈w/2⌉)
+def transition(ni:int, nf:int): # channels in, channels out → (n, ni, h, w) → (n, nf, ⌈h/2⌉, ⌈w/2⌉)
     "From one dense block to the next: fewer channels, half the grid (Huang et al. 2016, section 3)"
     return nn.Sequential(conv_layer(ni, nf, ks=1), nn.AvgPool2d(2, ceil_mode=True))
 
@@ -189,9 +183,7 @@ def resnet_ish():
     return nn.Sequential(*body, conv2(16,10, act=False), nn.Flatten())
 
 # %% ../nbs/01_mnist_resnet.ipynb #33851639
-def train(
-    cfg # the lesson's settings
-):      # the trained Learner
+def train(cfg): # the lesson's settings → the trained Learner
     "Train the lesson's ResNet; what `course train 01` runs, in one process"
     seed_everything(cfg.seed)
     learn = course_learner(mnist_dls(get_data(cfg.dataset, cfg.profile), cfg.bs), resnet_ish())

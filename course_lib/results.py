@@ -38,11 +38,7 @@ def run_kind(
     return 'sample' if as_made and shipped else 'own'
 
 # %% ../nbs/lib/results.ipynb #eb42d540
-def claim(
-    ok:bool,  # does it hold?
-    what:str, # what it says
-    cfg:dict  # the lesson's settings
-):
+def claim(ok:bool, what:str, cfg:dict): # does it hold?; what it says; the lesson's settings
     "A lesson's word about its sample: an error in a run of the lesson as shipped, else said, and on it goes"
     if ok: return
     as_shipped = run_kind(cfg, 0, 1) == 'sample' and {'IN_TEST', 'COURSE_RUNS'} & {*os.environ}
@@ -102,9 +98,7 @@ def load_results(
     return sorted(res, key=lambda o: o['lesson'])
 
 # %% ../nbs/lib/results.ipynb #c76b8550
-def answers_files(
-    lesson:str # name of the lesson
-) -> list[Path]: # the weaker first
+def answers_files(lesson:str) -> list[Path]: # name of the lesson → the weaker first
     "Where a lesson's answers are: full ones in the clone's `results`, all others among the runs"
     root, name = clone_root(), f"{find_lesson(lesson).split('_')[0]}.json"
     return [o/'answers'/name for o in (runs_home(), *([root/'results'] if root else []))]
@@ -224,10 +218,7 @@ def _most_like(known, cfg, device):
     return best, [f"{k} {best['settings'].get(k)}, now {cfg[k]}" for k in unlike(best)]
 
 # %% ../nbs/lib/results.ipynb #edb4bf11
-def expected_minutes(
-    lesson:str, # name of the lesson
-    profile:str # `sample` or `full`
-) -> str:
+def expected_minutes(lesson:str, profile:str) -> str: # name of the lesson; `sample` or `full`
     "How long this lesson took in the known run that is most like the one to come, in words"
     here = course_device().type
     known = [o for o in load_results(lesson) if o['settings'].get('profile') == profile and o['seconds']]
@@ -239,10 +230,7 @@ def expected_minutes(
     return f"{best['seconds']/60:.1f} minutes on {best['device']}{note}"
 
 # %% ../nbs/lib/results.ipynb #0384e8e3
-def header(
-    lesson:str,      # name of the lesson
-    profile:str=None # None: the active one
-):
+def header(lesson:str, profile:str=None): # name of the lesson; None: the active one
     "Print device, profile, versions and expected minutes of a lesson, set the figures' style, start a clock"
     lesson, profile = find_lesson(lesson), active_profile(profile)
     use_style()

@@ -15,9 +15,7 @@ from .tensors import PILPhoto, image_cache
 from .pictures import open_mask
 
 # %% ../nbs/lib/scenes.ipynb #44fb7ba9
-def scene_codes(
-    path # a folder with `codes.txt`
-) -> list:
+def scene_codes(path) -> list: # a folder with `codes.txt`
     "The names of the classes, a line each, in the order of their numbers"
     f = Path(path)/'codes.txt'
     if not f.exists():
@@ -55,9 +53,7 @@ def _check_lists(path, names, pics):
     if twice: raise CourseError(f'{path}: {twice[0]} is listed twice ({len(twice)} such). Take one out')
 
 # %% ../nbs/lib/scenes.ipynb #ed3ea397
-def mask_file(
-    p # a picture's file
-) -> Path:
+def mask_file(p) -> Path: # a picture's file
     "Where the mask of a picture lies"
     return p.parent.parent/'labels'/f'{p.stem}_P.png'
 
@@ -85,9 +81,7 @@ def check_masks(
         f'0 ({codes[0]}) to {n-1} ({codes[-1]}); {len(bad)} of {len(files)} masks. Expected a code for each')
 
 # %% ../nbs/lib/scenes.ipynb #c08e2f41
-def check_sizes(
-    files:list # pictures
-):
+def check_sizes(files:list): # pictures
     "Raise `CourseError` for a mask that has not its picture's size"
     for p in files:
         a, b = PILPhoto.create(p).size, SceneMask.create(mask_file(p)).size

@@ -25,10 +25,7 @@ def md_rows(
     return '\n'.join('| ' + ' | '.join(fill(o)) + ' |' for o in [head, align or ['---']*len(head), *rows])
 
 # %% ../nbs/lib/show.ipynb #6e56cee2
-def text_table(
-    rows:list, # lists of cells
-    head:list  # the names of the columns
-) -> str:
+def text_table(rows:list, head:list) -> str: # lists of cells; the names of the columns
     "A table for a terminal: columns aligned with blanks"
     rows = [[str(c) for c in r] for r in [head, *rows]]
     wide = [max(map(len, col)) for col in zip(*rows)]

@@ -56,24 +56,18 @@ def confusion(
     return torch.bincount(n*targ[keep] + pred[keep], minlength=n*n).view(n, n)
 
 # %% ../nbs/02_unet_segmentation.ipynb #06a9d54b
-def class_iou(
-    table # a confusion matrix
-) -> torch.Tensor: # (n,); nan for a class that is not in the truth
+def class_iou(table) -> torch.Tensor: # a confusion matrix → (n,); nan for a class that is not in the truth
     "Intersection over union of each class"
     both = table.diag()
     iou = both / (table.sum(0) + table.sum(1) - both)
     return iou.where(table.sum(1) > 0, torch.nan)
 
 # %% ../nbs/02_unet_segmentation.ipynb #7ca0427d
-def pixel_accuracy(
-    table # a confusion matrix
-) -> torch.Tensor:
+def pixel_accuracy(table) -> torch.Tensor: # a confusion matrix
     "The share of pixels named right"
     return table.diag().sum()/table.sum()
 
-def mean_iou(
-    table # a confusion matrix
-) -> torch.Tensor:
+def mean_iou(table) -> torch.Tensor: # a confusion matrix
     "Mean over the classes of intersection over union"
     return class_iou(table).nanmean()
 
@@ -136,9 +130,7 @@ def layer_shapes(
         return [tuple(o.stored.shape) for o in hooks]
 
 # %% ../nbs/02_unet_segmentation.ipynb #f44d4e12
-def before_it_shrinks(
-    shapes:list # what `layer_shapes` gives
-) -> list:      # indices of layers
+def before_it_shrinks(shapes:list) -> list: # what `layer_shapes` gives → indices of layers
     "The layers after which the grid gets smaller"
     return [i for i,(a,b) in enumerate(zip(shapes, shapes[1:])) if a[-2:] != b[-2:]]
 
@@ -199,9 +191,7 @@ class SelfAttention(nn.Module):
         return (self.gamma*(self.value(h) @ weight) + h).reshape(x.shape)
 
 # %% ../nbs/02_unet_segmentation.ipynb #4ee207f8
-def fit_grid(
-    x, like # tensors (…, h, w)
-): # x, (…, h, w) of `like`
+def fit_grid(x, like): # tensors (…, h, w) → x, (…, h, w) of `like`
     "Enlarge or shrink `x` to the grid of `like` by the nearest neighbour, if it has another one"
     return x if x.shape[-2:] == like.shape[-2:] else F.interpolate(x, like.shape[-2:])
 
@@ -294,9 +284,7 @@ class SceneLoss:
     def decodes(self, pred): return pred.argmax(1)
 
 # %% ../nbs/02_unet_segmentation.ipynb #f39c46dd
-def unet_groups(
-    m # a Unet
-) -> list: # lists of parameters
+def unet_groups(m) -> list: # a Unet → lists of parameters
     "The encoder's first layers, its deep ones, and all that is new"
     own = {id(p) for p in m.encoder.parameters()}
     new = [p for p in m.parameters() if id(p) not in own]
