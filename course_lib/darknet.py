@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['block_variants', 'channel_stats', 'CropAndMirror', 'cifar_dls', 'dark_conv', 'ResLayer', 'Darknet', 'triangle_cycle',
-           'cifar_learner', 'fit_darknet', 'darknet_of', 'Branches', 'far_stem', 'train']
+           'cifar_learner', 'fit_darknet', 'darknet_of', 'Branches', 'far_stem', 'train', 'judge_pictures',
+           'judge_accuracy', 'judge_parts', 'judge_loss', 'fit_judge', 'train_judge', 'measure_judge']
 
 # %% ../nbs/10_darknet_cifar10.ipynb #e20e5718
-import re, time, torch
+import re, time, torch, torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from functools import partial
 from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, SGD, Normalize,
     ParamScheduler, PILImage, RandTransform, SchedLin, TensorImage, combine_scheds, parent_label)
-from .core import CourseError, course_device, seed_everything
-from .data import get_data, known_images
+from .checkpoints import Resumable
+from .core import CourseError, course_device, runs_home, seed_everything
+from .data import at_hand, get_data, known_images
 from .tensors import DeviceDL, random_crop
-from .models import fast_model
+from .models import fast_model, half_dtype, imagenet_norm, memory_layout, small_vgg
 from .resnet import course_learner
 from .processes import ShareGradients, fit_and_save, joined_processes
 
 # %% ../nbs/10_darknet_cifar10.ipynb #936057f5
-def channel_stats(
-    x # bytes (n, c, h, w)
-): # two tensors (c,): mean and standard deviation of each channel over all pictures, 0–1
+def channel_stats(x): # bytes (n, c, h, w) → (c,), (c,): mean and standard deviation of channels, 0–1
     "Statistics of a set of pictures for `Normalize`"
     if x.ndim != 4: raise CourseError(f'channel_stats: shape {tuple(x.shape)}. Expected (n, c, h, w)')
     x = x.float()/255
@@ -32,9 +33,7 @@ def channel_stats(
 class CropAndMirror(RandTransform):
     "Shift each picture of a training batch by up to `pad` pixels, and mirror half of them"
     split_idx, order = 0, 5
-    def __init__(self,
-        pad:int=4, mode:str='reflect' # largest shift, in pixels; what comes in at the edge, see `random_crop`
-    ):
+    def __init__(self, pad:int=4, mode:str='reflect'): # largest shift, in pixels; see `random_crop`
         super().__init__()
         self.pad, self.mode = pad, mode
     def encodes(self, x:TensorImage):
@@ -44,8 +43,7 @@ class CropAndMirror(RandTransform):
 
 # %% ../nbs/10_darknet_cifar10.ipynb #aa0f61eb
 def cifar_dls(
-    path,            # folder with `train/<class>/*.png` and `test/<class>/*.png`
-    bs:int=256,      # pictures in a batch
+    path, bs:int=256,# folder with `train/<class>/*.png` and `test/<class>/*.png`; pictures in a batch
     batch_tfms=None  # augmentation in training; None: reflected shifts by up to 4 pixels, and mirroring
 ): # fastai DataLoaders; a batch is (bs, 3, 32, 32) floats and (bs,) classes
     "CIFAR-10 as normalised batches that are made on the device"
@@ -61,8 +59,7 @@ def cifar_dls(
 # %% ../nbs/10_darknet_cifar10.ipynb #c6627621
 def dark_conv(
     ni:int, nf:int,  # channels in, channels out
-    ks=3,            # side of the kernel, odd; or (height, width)
-    stride:int=1,    # 2 halves the grid
+    ks=3, stride:int=1, # side of the kernel, odd, or (height, width); 2 halves the grid
     mom:float=.01, leak:float=.1 # how far a batch moves the norm's running statistics; slope below zero
 ): # (n, ni, h, w) → (n, nf, ⌈h/stride⌉, ⌈w/stride⌉)
     "Convolution without bias, batch norm, leaky ReLU in place"
@@ -75,8 +72,7 @@ class ResLayer(nn.Module):
     "x + conv3×3(conv1×1(x)), as in Darknet-53; channels and grid stay as they are"
     def __init__(self,
         ni:int, wide:float=.5, # channels in and out; in the middle, times ni: ½ is the bottleneck, 2 doubles
-        n_conv:int=2,    # 3: a second 3×3 convolution, after Wide ResNet (section 2)
-        **kwargs         # more for `dark_conv`
+        n_conv:int=2, **kwargs # 3: a second 3×3, after Wide ResNet (section 2); more for `dark_conv`
     ):
         super().__init__()
         nh = max(int(ni*wide), 1)
@@ -91,8 +87,7 @@ class Darknet(nn.Module):
         blocks:list, n_out:int=10, # residual layers in each group; classes
         nf:int=32,  # channels of the first layer; each group doubles them
         stem=None,  # function of nf that makes the first layer; None: one 3×3 layer
-        mom:float=.01, leak:float=.1, # see `dark_conv`
-        **kwargs    # more for `ResLayer`: wide, n_conv
+        mom:float=.01, leak:float=.1, **kwargs # see `dark_conv`; more for `ResLayer`: wide, n_conv
     ):
         super().__init__()
         layer = partial(dark_conv, mom=mom, leak=leak)
@@ -117,29 +112,20 @@ def triangle_cycle(
     return dict(lr=sched((low,lr), (lr,low), (low,low/100)), mom=sched((hi,lo), (lo,hi), (hi,hi)))
 
 # %% ../nbs/10_darknet_cifar10.ipynb #fe18901c
-def cifar_learner(
-    dls, model, cfg, # from `cifar_dls`; a module; the lesson's settings: wd, speed
-    cbs=(), **kwargs # more callbacks; more for `course_learner`
-): # a fastai Learner
-    "SGD with momentum, and on a GPU whatever makes it fast"
+def cifar_learner(dls, model, cfg, cbs=(), **kwargs): # `cifar_dls`; a module; settings: wd, speed; callbacks
+    "`course_learner` with SGD and momentum, and on a GPU whatever makes it fast"
     model, fast = fast_model(model, cfg.speed)
     opt = partial(SGD, mom=.9, decouple_wd=False)
     return course_learner(dls, model, opt_func=opt, wd=cfg.wd, wd_bn_bias=True, cbs=[*fast, *cbs], **kwargs)
 
-# %% ../nbs/10_darknet_cifar10.ipynb #9a9f98e1
-def fit_darknet(
-    learn, epochs:int, lr:float, # a Learner; passes over the training set; the highest rate
-    **kwargs    # more for `triangle_cycle`
-) -> float:     # seconds that it took, validation included
-    "Train with `triangle_cycle`"
+def fit_darknet(learn, epochs:int, lr:float, **kwargs) -> float: # a Learner; passes; see `triangle_cycle`
+    "Train with `triangle_cycle`; the seconds that it took, validation included"
     t0 = time.perf_counter()
     learn.fit(epochs, lr, cbs=ParamScheduler(triangle_cycle(lr, **kwargs)))
     return time.perf_counter() - t0
 
 # %% ../nbs/10_darknet_cifar10.ipynb #cca22f9f
-def darknet_of(
-    cfg, **kwargs # the lesson's settings: groups (such as `1 2 4 6 3`), nf; more for `Darknet`
-) -> Darknet:
+def darknet_of(cfg, **kwargs) -> Darknet: # settings: groups (such as `1 2 4 6 3`), nf; more for `Darknet`
     "The network that the settings describe"
     if not re.fullmatch(r'\s*\d+(\s+\d+)*\s*', cfg.groups):
         raise CourseError(f'groups = {cfg.groups}: expected the layers of each group, such as 1 2 4 6 3')
@@ -167,9 +153,7 @@ def far_stem(nf, k=7): # (n, 3, h, w) → (n, nf, h, w)
     return nn.Sequential(dark_conv(3, nf, ks=(1,k)), dark_conv(nf, nf, ks=(k,1)))
 
 # %% ../nbs/10_darknet_cifar10.ipynb #1d74a5d1
-def train(
-    cfg # the lesson's settings; `bs` is the batch of one process
-):      # the trained Learner
+def train(cfg): # the lesson's settings; `bs` is the batch of one process → the trained Learner
     "Train the lesson's Darknet; what `course train 10` runs, in one process or under torchrun"
     with joined_processes() as (rank, _):
         seed_everything(cfg.seed) # the same shuffling everywhere
@@ -179,3 +163,58 @@ def train(
         return fit_and_save(learn, partial(fit_darknet, epochs=cfg.epochs, lr=cfg.lr), '10_darknet_cifar10')
 
 train.distributed = True # `course train` refuses torchrun to a lesson that does not say so
+
+# %% ../nbs/10_darknet_cifar10.ipynb #10d00002
+def judge_pictures(dl) -> tuple: # one of `cifar_dls`; pictures (n, 3, 32, 32), classes (n,), on the device
+    "All of its pictures, normalised like the photographs of lessons 05 and 08, and their classes"
+    x, y = dl.tensors()
+    return imagenet_norm(x/255), y.as_subclass(torch.Tensor)
+
+@torch.no_grad()
+def judge_accuracy(net, dl) -> float: # the judge; one of `cifar_dls`
+    "The share of its pictures that the judge names"
+    x, y = judge_pictures(dl)
+    return (torch.cat([net.eval()(o).argmax(1) for o in x.split(500)]) == y).float().mean().item()
+
+# %% ../nbs/10_darknet_cifar10.ipynb #10d00003
+def judge_parts(cfg, steps) -> dict: # settings of the kept training; steps in all
+    "The judge, the running mean of its weights, and SGD with 1cycle"
+    net = small_vgg(cfg).to(course_device(), memory_format=memory_layout())
+    mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema), use_buffers=True)
+    opt = torch.optim.SGD(net.parameters(), cfg.lr, momentum=.9, nesterov=True, weight_decay=cfg.wd)
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, cfg.lr, total_steps=steps, cycle_momentum=False)
+    return dict(net=net, mean=mean, opt=opt, sched=sched)
+
+# %% ../nbs/10_darknet_cifar10.ipynb #10d00004
+def judge_loss(net, xb, yb, cfg): # the judge; pictures and classes; settings: smooth, of the labels
+    "Cross-entropy on shifted and mirrored pictures, in 16 bits where no gradient needs scaling"
+    xb = CropAndMirror(4)(TensorImage(xb), split_idx=0).as_subclass(torch.Tensor)
+    low = half_dtype(xb.device) is torch.bfloat16
+    with torch.autocast(xb.device.type, torch.bfloat16, enabled=low):
+        return F.cross_entropy(net(xb), yb, label_smoothing=cfg.smooth)
+
+# %% ../nbs/10_darknet_cifar10.ipynb #10d00005
+def fit_judge(x, y, cfg) -> tuple: # see `judge_pictures`; settings; (its last weights, their mean, seconds)
+    "Train the judge, going on where it was stopped; its weights are averaged at every fourth step"
+    n = len(x)//cfg.bs
+    net, mean, opt, sched = (parts := judge_parts(cfg, n*cfg.epochs)).values()
+    run = Resumable(runs_home()/'10_judge.pth', parts, cfg, n*cfg.epochs, every=n)
+    for i in run:
+        if i % n == 0: order = torch.randperm(len(x), device=x.device).split(cfg.bs)
+        judge_loss(net, x[order[i%n]], y[order[i%n]], cfg).backward()
+        opt.step(); opt.zero_grad(); sched.step()
+        if i % 4 == 0: mean.update_parameters(net)
+    return net, mean.module, run.seconds
+
+# %% ../nbs/10_darknet_cifar10.ipynb #10d00006
+def train_judge(cfg) -> tuple: # settings of the kept training; (the judge, seconds, one more figure)
+    "The mean of the judge's weights; how good the last ones were by themselves is told"
+    seed_everything(cfg.seed)
+    dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
+    last, mean, seconds = fit_judge(*judge_pictures(dls.train), cfg)
+    return mean, seconds, dict(accuracy_last=judge_accuracy(last, dls.valid))
+
+def measure_judge(net, cfg) -> dict: # the judge; settings of the kept training
+    "Accuracy on things that the course draws, and on CIFAR-10's test part where that is at hand"
+    paths = dict(accuracy_drawn=get_data(cfg.dataset, 'sample'), accuracy=at_hand(cfg.dataset, 'full'))
+    return {k: judge_accuracy(net, cifar_dls(v, cfg.bs).valid) for k,v in paths.items() if v}
