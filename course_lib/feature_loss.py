@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['small_stage', 'large_stage', 'make_restorer', 'restorer', 'fit_small', 'fit_large', 'for_pixels', 'fold_norms',
-           'LossNetwork', 'spread_of', 'lsuv_', 'make_loss_network', 'gram_matrix', 'FeatureLoss', 'make_loss',
-           'part_metrics', 'feature_learner', 'lpips_metric', 'restoration_scores', 'train_restorer', 'train',
-           'train_features', 'measure_features']
+           'LossNetwork', 'judge_encoder', 'make_loss_network', 'gram_matrix', 'FeatureLoss', 'make_loss',
+           'part_metrics', 'feature_learner', 'lpips_metric', 'restoration_scores', 'ColourUnet', 'colouriser',
+           'colourfulness', 'train_restorer', 'train', 'train_features', 'measure_features', 'measure_colour',
+           'train_colour']
 
 # %% ../nbs/05_feature_loss_superres.ipynb #5c659e6a
 import weakref
@@ -14,18 +15,21 @@ from copy import deepcopy
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
+from torchvision.transforms.functional import rgb_to_grayscale
 from .core import CourseError, course_device, runs_home, seed_everything
-from .data import at_hand
-from .gan import (fit_generator, fit_squares, gen_learner, make_generator, measure_squares,
-    restorer_start)
+from .data import at_hand, get_data
+from .gan import (InputUnet, fit_squares, gen_learner, make_generator, measure_squares,
+    play_squares, restorer_start)
 from .kept_weights import kept, network_kind, save_weights
 from .metrics import psnr
 from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half,
     memory_layout, tell_memory, torchvision_encoder)
-from .pairs import make_pairs, on_normalised, pair_dls, photo_scores, restored, square_batch
+from course_lib.pairs import (make_pairs, on_normalised, pair_dls, photo_scores, photo_squares, restored,
+    square_batch)
 from .resnet import course_learner
-from .unet import Hooks, before_it_shrinks, layer_shapes, unet_groups
+from .unet import Hooks, before_it_shrinks, fit_stage, layer_shapes, unet_groups
 
 # %% ../nbs/05_feature_loss_superres.ipynb #03051ed1
 def small_stage(cfg): # the lesson's settings
@@ -37,9 +41,7 @@ def large_stage(cfg): # the lesson's settings
     return AttrDict({**cfg, 'bs': cfg.bs_full})
 
 # %% ../nbs/05_feature_loss_superres.ipynb #ada8a1dd
-def make_restorer(
-    cfg # settings: arch, pretrained, norm, crop, from_input
-) -> tuple: # (a U-Net from pictures to pictures, whether its encoder was pretrained)
+def make_restorer(cfg) -> tuple: # settings: see `make_generator` → (a U-Net, was its encoder pretrained?)
     "Lesson 04's generator without attention; with a range only where it begins as the identity"
     return make_generator(cfg, attention=False, y_range=(-3,3) if cfg.from_input == 'yes' else None)
 
@@ -53,13 +55,13 @@ def fit_small(learn, cfg, had): # a Learner; the lesson's settings; is the encod
     "The first stage: small pictures, frozen, then open"
     lrs, cfg = slice(1e-5, cfg.lr/10), AttrDict({**cfg, 'pct_open': cfg.pct_small})
     with tell_memory(cfg.bs, learn.model, (cfg.crop_small,)*2):
-        fit_generator(learn, cfg, had, cfg.epochs_frozen, cfg.epochs_open, cfg.lr, lrs)
+        fit_stage(learn, cfg, had, cfg.epochs_frozen, cfg.epochs_open, cfg.lr, lrs)
 
 def fit_large(learn, cfg, had, dls): # a Learner; settings; is the encoder pretrained?; large pictures
     "The second stage: large pictures, frozen, then open"
     learn.dls, lrs = dls, slice(1e-6, cfg.lr_full/10)
     with tell_memory(cfg.bs_full, learn.model, (cfg.crop,)*2):
-        fit_generator(learn, cfg, had, cfg.epochs_frozen_full, cfg.epochs_open_full, cfg.lr_full, lrs)
+        fit_stage(learn, cfg, had, cfg.epochs_frozen_full, cfg.epochs_open_full, cfg.lr_full, lrs)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #9a374a62
 def for_pixels(cfg): # the lesson's settings
@@ -77,13 +79,6 @@ def fold_norms(net): # a frozen network; changed → the network itself
             setattr(m, k, fuse_conv_bn_eval(a.eval(), b.eval())); setattr(m, l, nn.Identity())
     return net
 
-# %% ../nbs/05_feature_loss_superres.ipynb #2a6b6377
-def _keep_what_is_kept(net, ids):
-    "Let no layer write over what a hook has kept"
-    for i in ids:
-        after = next((m for m in net[i+1:] if not isinstance(m, nn.Identity)), None)
-        if getattr(after, 'inplace', False): after.inplace = False
-
 # %% ../nbs/05_feature_loss_superres.ipynb #549d4b6d
 class LossNetwork(nn.Module):
     "A frozen network that says what it sees at some of its layers: pictures → list of activations"
@@ -94,7 +89,8 @@ class LossNetwork(nn.Module):
         super().__init__()
         self.net = fold_norms(deepcopy(encoder[:max(ids)+1]).eval()).requires_grad_(False)
         self.net.to(memory_format=memory_layout())
-        _keep_what_is_kept(self.net, ids)
+        for m in self.net.modules(): # let no layer write over what a hook has kept
+            if hasattr(m, 'inplace'): m.inplace = False
         self.hooks = Hooks(self.net[i] for i in ids)
         weakref.finalize(self, self.hooks.remove)
     def train(self, mode=True): return super().train(False) # it is frozen, whatever the learner says
@@ -104,46 +100,24 @@ class LossNetwork(nn.Module):
         for h in self.hooks: h.stored = None
         return res
 
-# %% ../nbs/05_feature_loss_superres.ipynb #4002a85a
-def spread_of(
-    net, m, # a network; one of its layers
-    x       # pictures (n, 3, h, w)
-) -> tuple: # standard deviation and mean of what the layer gives out, at that moment
-    "What comes out of a layer, before a ReLU that works in place writes over it"
-    seen = []
-    hook = m.register_forward_hook(lambda m, inp, out: seen.append((out.std(), out.mean())))
-    try: net(x)
-    finally: hook.remove()
-    return seen[0]
-
-# %% ../nbs/05_feature_loss_superres.ipynb #b2c41ed4
-@torch.no_grad()
-def lsuv_(
-    net, x # a frozen network without batch norms, changed; photographs (n, 3, h, w), normalised
-):         # the network itself
-    "Orthogonal weights, then unit variance, convolution by convolution (Mishkin and Matas 2015, algorithm 1)"
-    for m in [o for o in net.modules() if isinstance(o, nn.Conv2d)]:
-        m.weight.copy_(nn.init.orthogonal_(torch.empty(m.weight.shape)))
-        if m.bias is not None: m.bias.zero_()
-        std, mean = spread_of(net, m, x)
-        m.weight.div_(std)
-        if m.bias is not None: m.bias.sub_(mean/std)
-    return net
-
 # %% ../nbs/05_feature_loss_superres.ipynb #7721aa71
-def make_loss_network(
-    cfg, x # settings: judge, judge_layers, pretrained; photographs (n, 3, h, w), for random weights
-) -> tuple: # (a `LossNetwork` on the device of x, whether it is pretrained)
-    "The loss network of the settings; `judge_layers`: places where its grid is about to shrink, from 0"
-    weights = imagenet_weights(cfg.judge, cfg.pretrained)
-    encoder = torchvision_encoder(cfg.judge, weights)
+def judge_encoder(arch:str, pretrained:str) -> tuple: # `course`, or as in torchvision; see `imagenet_weights`
+    "A network to look with, and is it trained? Without ImageNet's weights the course's own, unless `no`"
+    weights = None if arch == 'course' else imagenet_weights(arch, pretrained)
+    if weights or arch != 'course' and pretrained == 'no':
+        return torchvision_encoder(arch, weights), bool(weights)
+    if arch != 'course': print("The course's own loss network, of lesson 10, looks instead")
+    return kept('10_judge')[0][:-2], 'course'
+
+def make_loss_network(cfg, x) -> tuple: # settings; pictures on the device that it shall work on
+    "The `LossNetwork` of judge, judge_layers (where its grid is about to shrink), pretrained; is it trained?"
+    encoder, had = judge_encoder(cfg.judge, cfg.pretrained)
     places, wanted = before_it_shrinks(layer_shapes(encoder)), cfg.judge_layers.split()
     n = len(places)
+    if had == 'course' != cfg.judge: wanted = [str(n-i) for i in range(len(wanted), 0, -1)] # its deepest
     if not wanted or not {*wanted} <= {*map(str, range(n))}: raise CourseError(f'judge_layers = '
         f'{cfg.judge_layers}: {cfg.judge} shrinks {n} times. Expected numbers from 0 to {n-1}')
-    net = LossNetwork(encoder, [places[int(i)] for i in wanted]).to(x.device)
-    if not weights: lsuv_(net.net, x.as_subclass(torch.Tensor))
-    return net, bool(weights)
+    return LossNetwork(encoder, [places[int(i)] for i in wanted]).to(x.device), bool(had)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #d4075602
 def gram_matrix(x): # activations (n, c, h, w) → (n, c, c)
@@ -177,10 +151,8 @@ class FeatureLoss(nn.Module):
         return sum(parts)
 
 # %% ../nbs/05_feature_loss_superres.ipynb #40cefca8
-def make_loss(
-    cfg, x # settings, photographs: see `make_loss_network`; layer_weights, gram_weight, base
-) -> tuple: # (a FeatureLoss, whether its loss network is pretrained)
-    "The loss that the settings ask for; on CUDA the loss network works in 16 bits"
+def make_loss(cfg, x) -> tuple: # see `make_loss_network`; and layer_weights, gram_weight, base
+    "The `FeatureLoss` of the settings; is its network trained? On CUDA that one works in 16 bits"
     n, wgts = len(cfg.judge_layers.split()), [float(o) for o in str(cfg.layer_weights).split()]
     if n != len(wgts): raise CourseError(f'layer_weights = {cfg.layer_weights}: {len(wgts)} for the {n} '
         f'judge_layers {cfg.judge_layers}. Expected one each')
@@ -189,9 +161,7 @@ def make_loss(
     return FeatureLoss(net, wgts, cfg.gram_weight, base=cfg.base, low=low), had
 
 # %% ../nbs/05_feature_loss_superres.ipynb #81392209
-def part_metrics(
-    loss:FeatureLoss # the one that the Learner trains with
-) -> list: # functions (pred, targ) → a part, named after it
+def part_metrics(loss:FeatureLoss) -> list: # a Learner's → functions (pred, targ) → a part, named after it
     "The parts of a loss as metrics, so that each is told after every epoch"
     def metric(name):
         def f(pred, targ): return loss.parts[name]
@@ -226,6 +196,27 @@ def restoration_scores(
 ) -> dict: # psnr, ssim, and lpips where it can be had
     "All scores of a restoration"
     return {**photo_scores(pred, targ), **(dict(lpips=lpips(pred, targ)) if lpips else {})}
+
+# %% ../nbs/05_feature_loss_superres.ipynb #6c0d0041
+class ColourUnet(InputUnet):
+    "Adds colour and nothing else: its output is as light as its input, everywhere"
+    def finish(self, h, x):
+        y, std = super().finish(h, x), x.new_tensor(imagenet_stats[1])[:,None,None]
+        return y + rgb_to_grayscale((x-y)*std, 3)/std
+
+# %% ../nbs/05_feature_loss_superres.ipynb #6c0d0044
+@network_kind
+def colouriser(cfg, weights=None) -> nn.Module: # settings: arch, cut, norm; ImageNet weights of arch
+    "A U-Net on the first layers of a classifier; where these have weights, they stand still at first"
+    encoder = torchvision_encoder(cfg.arch, weights)[:cfg.cut].requires_grad_(not weights)
+    return ColourUnet(encoder, 3, bottle=True, norm=cfg.norm, blur=True, attention=True, y_range=(-3,3))
+
+# %% ../nbs/05_feature_loss_superres.ipynb #6c0d0042
+def colourfulness(x) -> float: # (n, 3, h, w), normalised
+    "Hasler and Süsstrunk 2003, section 6: 0 for grey, 33 moderately colourful, 59 quite; the pictures' mean"
+    r, g, b = (255*imagenet_norm(x, back=True)).flatten(2).unbind(1)
+    both = torch.stack([r-g, (r+g)/2-b])
+    return (both.std(-1).norm(dim=0) + .3*both.mean(-1).norm(dim=0)).mean().item()
 
 # %% ../nbs/05_feature_loss_superres.ipynb #0cdec8f5
 def train_restorer(
@@ -268,8 +259,27 @@ def train_features(cfg) -> tuple: # settings of a kept training; (generator, sec
 def measure_features(net, cfg) -> dict: # a restorer of kept weights; its settings
     "Scores, and LPIPS beside that of lesson 04's kept networks where the photographs are at hand"
     lpips = lpips_metric('auto' if at_hand(cfg.dataset, cfg.profile) else 'no')
-    res = measure_squares(net, cfg, lpips)
+    res = measure_squares(net, cfg, lpips=lpips)
     for o in ('pixels', 'gan') if lpips else ():
-        scores = measure_squares(kept(f'04_{o}')[0], cfg, lpips)
+        scores = measure_squares(kept(f'04_{o}')[0], cfg, lpips=lpips)
         res |= {f'{k}_{o}': v for k,v in scores.items() if k.startswith('lpips')}
     return res
+
+# %% ../nbs/05_feature_loss_superres.ipynb #6c0d0045
+def measure_colour(net, cfg) -> dict: # a colouriser; its settings
+    "Scores, and how colourful its pictures and the photographs are"
+    lpips = lpips_metric('auto' if at_hand(cfg.dataset, cfg.profile) else 'no')
+    return measure_squares(net, cfg, lpips=lpips, colour=lambda out, y: colourfulness(out),
+        colour_photograph=lambda out, y: colourfulness(y))
+
+# %% ../nbs/05_feature_loss_superres.ipynb #6c0d0043
+def train_colour(cfg) -> tuple: # settings of a kept training; (colouriser, seconds, what was told on the way)
+    "Pixels alone, and then the game, with the feature loss in place of squared error"
+    x = photo_squares(get_data(cfg.dataset, cfg.profile), cfg.files, valid=False).to(course_device())
+    seed_everything(cfg.seed)
+    gen = colouriser(cfg, imagenet_weights(cfg.arch, cfg.pretrained))
+    gen = gen.to(course_device(), memory_format=memory_layout())
+    seconds = fit_squares(gen, x, cfg, cfg.steps_start, cfg.lr, runs_home()/'05_colour_start.pth', F.l1_loss)
+    told = {f'{k}_pixels': v for k,v in measure_colour(gen, cfg).items()}
+    gen, more, heard = play_squares(gen, x, cfg, '05_colour', make_loss(cfg, square_batch(x, cfg)[1])[0])
+    return gen, seconds + more, told | heard

@@ -1,11 +1,10 @@
-"The feature loss: loss networks of any kind, the fast loss against a plain one, bad settings, random weights"
+"The feature loss: loss networks of any kind, the fast loss against a plain one, bad settings"
 import gc, json, weakref
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from course_lib.cli import find_notebook, run_cells
 from course_lib.core import CourseError, lesson_settings
-from course_lib.feature_loss import (FeatureLoss, LossNetwork, fold_norms, gram_matrix, lsuv_, make_loss, make_loss_network, part_metrics,
-    spread_of)
+from course_lib.feature_loss import (FeatureLoss, LossNetwork, fold_norms, gram_matrix, make_loss, make_loss_network, part_metrics)
 from course_lib.models import torchvision_encoder
 from course_lib.unet import Hooks, before_it_shrinks, layer_shapes
 
@@ -147,26 +146,27 @@ def test_gram_is_blind_to_places():
     assert not torch.allclose(gram_matrix(x), gram_matrix(torch.randn(2,6,5,7)))
 
 
-@pytest.mark.parametrize('arch', ['vgg11_bn', 'squeezenet1_1', 'mobilenet_v2'])
-def test_lsuv(arch):
-    "Each convolution gives out unit variance, also where no norm is left to help"
-    x = torch.randn(4,3,64,64)
-    net = lsuv_(LossNetwork(torchvision_encoder(arch), [before_it_shrinks(layer_shapes(torchvision_encoder(arch)))[1]]).net, x)
-    for m in [o for o in net.modules() if isinstance(o, nn.Conv2d)]: assert abs(spread_of(net, m, x)[0]-1) < .02
-
-
 @pytest.mark.parametrize('layers', ['5', '', '0 9'])
 def test_layers_that_are_not_there(layers):
     cfg = lesson_settings('05', 'sample', judge_layers=layers)
-    with pytest.raises(CourseError, match='vgg11_bn shrinks 5 times. Expected numbers from 0 to 4'): make_loss_network(cfg, torch.randn(1,3,64,64))
+    with pytest.raises(CourseError, match='course shrinks 3 times. Expected numbers from 0 to 2'): make_loss_network(cfg, torch.randn(1,3,64,64))
 
 
 def test_pretrained_is_insisted_on(monkeypatch, tmp_path):
     "Without weights: `yes` fails, `no` does not look"
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setattr('course_lib.models.download_url', lambda *a, **k: (_ for _ in ()).throw(OSError('no network')))
-    with pytest.raises(CourseError, match='no ImageNet weights'): make_loss(lesson_settings('05', 'sample', pretrained='yes'), torch.randn(2,3,64,64))
-    assert make_loss(lesson_settings('05', 'sample'), torch.randn(2,3,64,64))[1] is False
+    x, cfg = torch.randn(2,3,64,64), lesson_settings('05', 'sample', judge='vgg11_bn')
+    assert make_loss(cfg, x)[1] is False
+    cfg.pretrained = 'yes'
+    with pytest.raises(CourseError, match='no ImageNet weights'): make_loss(cfg, x)
+
+
+def test_the_course_has_a_loss_network_of_its_own(capsys):
+    "Trained, without a look for weights; in another's place, where that one's cannot be had, it says so"
+    x = torch.randn(2,3,64,64)
+    loss, trained = make_loss(lesson_settings('05', 'sample'), x)
+    assert trained and loss(x, x) == 0 and [o.shape[1:] for o in loss.net(x)] == [(64,64,64), (128,32,32)] and not capsys.readouterr().out
 
 
 def test_experiments_are_those_that_are_kept(monkeypatch, capsys):
