@@ -13,16 +13,16 @@ from PIL import Image
 from ..core import CourseError
 from ..crappify import crappify_photo, parse_steps
 from .lab import BeforeAfter, watched
-from ..kept_weights import load_network
+from ..kept_weights import kept_file, load_network
 from ..pictures import file_bytes, open_photo, open_rgb, why_unreadable
-from ..restore import box_file, restore_photo
+from ..restore import restore_photo
 from ..samples.photos import photo_sources
 from ..show import beside
 
 # %% ../../nbs/apps/page.ipynb #7f7f635e
 examples = { # what it is called → (photograph, damage)
-    'a cat, from a small JPEG': ('cat', 'downscale(150, back=True) jpeg(30)'),
     'a cup in bad light': ('coffee', 'gaussian_noise(14) jpeg(40)'),
+    'a cat, from a small JPEG': ('cat', 'downscale(150, back=True) jpeg(30)'),
     'somebody wrote on a portrait': ('portrait', 'jpeg(45) text(.09)')}
 
 # %% ../../nbs/apps/page.ipynb #8616bd30
@@ -64,20 +64,22 @@ _link = '<a download="{}" href="data:image/jpeg;base64,{}">take it home ({:,.0f}
 class RestorePage:
     "Upload, compare, take home"
     def __init__(self,
-        model=None # what restores; None: the model that comes with the course
+        model=None # what restores; None: one of the two that come with the course, as is chosen
     ):
-        self.model = model or load_network(box_file())[0]
+        self.model = model
         self.upload = widgets.FileUpload(accept='image/*', multiple=False, description='your photograph')
         self.sample = widgets.Dropdown(options=[*examples], description='or take')
         sizes = [('as it is', 1), ('twice as large', 2)]
         self.enlarge = widgets.ToggleButtons(options=sizes, style=dict(button_width='110px'))
+        kinds = [('everyday damage', 'restore'), ('an old print', '05b_old')]
+        self.kind = widgets.Dropdown(options=kinds, description='it has', disabled=bool(model))
         self.view, self.home = BeforeAfter(), widgets.HTML()
         self.said = self.view.said
-        rows = [widgets.HBox([self.upload, self.sample]), self.enlarge, self.view.box, self.home]
+        rows = [widgets.HBox([self.upload, self.sample, self.kind]), self.enlarge, self.view.box, self.home]
         self.box = widgets.VBox(rows, layout=dict(max_width='900px')).add_class('cl-page')
         self.upload.observe(lambda e: self.uploaded(), 'value')
         self.sample.observe(lambda e: self.take(example(e.new), e.new), 'value')
-        self.enlarge.observe(lambda e: self.refresh(), 'value')
+        for o in (self.enlarge, self.kind): o.observe(lambda e: self.refresh(), 'value')
         self.take(example(self.sample.value), self.sample.value)
     def uploaded(self):
         if self.upload.value: self.take(bytes(self.upload.value[0].content), self.upload.value[0].name)
@@ -88,7 +90,8 @@ class RestorePage:
         "Restore the photograph again, and show it or say why not; meanwhile nothing else can be chosen"
         self.said.value = self.home.value = ''
         self.upload.disabled = self.sample.disabled = True
-        try: self.photo = Photo(self.source, self.model, self.enlarge.value)
+        model = self.model or load_network(kept_file(self.kind.value))[0]
+        try: self.photo = Photo(self.source, model, self.enlarge.value)
         except CourseError as e: self.said.value = html.escape(f'{self.name}: {e}')
         else:
             name = Path(self.name).stem.replace(' ', '-') + '-restored.jpg'
@@ -105,7 +108,7 @@ class RestorePage:
 
 # %% ../../nbs/apps/page.ipynb #5cb6ca06
 def restore_page(
-    model=None # what restores, such as `load_network` gives; None: the model that comes with the course
+    model=None # what restores, such as `load_network` gives; None: see `RestorePage`
 ) -> RestorePage:
     "A page for restoring photographs; in a notebook, or by itself: `voila nbs/apps/restore_page.ipynb`"
     return RestorePage(model)
