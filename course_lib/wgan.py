@@ -4,24 +4,30 @@
 
 # %% auto #0
 __all__ = ['listed_pictures', 'open_square', 'bedroom_tensors', 'ConvBlock', 'halvings', 'DCGAN_D', 'DeconvBlock', 'DCGAN_G',
-           'make_pair', 'noise', 'wgan_gap', 'fake_score', 'clamp_', 'wgan_critic_step', 'wgan_gen_step', 'Turns',
-           'generate', 'WGAN', 'generator_turn', 'fit_wgan', 'wgan_state', 'generator_sizes', 'train']
+           'NearestBlock', 'nearest_last', 'make_pair', 'noise', 'wgan_gap', 'fake_score', 'gradient_penalty', 'clamp_',
+           'wgan_critic_step', 'wgan_gen_step', 'Turns', 'generate', 'WGAN', 'generator_turn', 'fit_wgan', 'wgan_state',
+           'drawn_rooms', 'generator_sizes', 'train', 'room_generator', 'fit_rooms', 'train_rooms', 'measure_rooms']
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #1177cc07
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
+from joblib import Parallel, delayed
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from fastai.vision.all import progress_bar
 from torchvision.transforms.functional import center_crop
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #93a9a39a
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import Resumable, load_checkpoint, save_checkpoint
 from .core import CourseError, course_device, runs_home, seed_everything
 from .data import get_data
-from .metrics import to_bytes, to_unit
+from .kept_weights import network_kind
+from .metrics import FeatureNet, corruptions, kernel_distance, nearest_pictures
+from .metrics import set_metrics, to_bytes, to_unit, train_feature_net
 from .models import check_finite, memory_layout
 from .pictures import open_rgb
+from .samples.bedrooms import bedroom
 from .tensors import image_cache
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #9ba17cc8
@@ -54,12 +60,7 @@ def bedroom_tensors(cfg): # the lesson's settings; two tensors of bytes (n, 3, s
 # %% ../nbs/06_wgan_bedrooms.ipynb #9f496f59
 class ConvBlock(nn.Sequential):
     "Convolution, leaky ReLU, batch norm, in the lecture's order; with stride 2 the grid is halved"
-    def __init__(self,
-        ni:int, nf:int, # channels in and out
-        ks:int=4,       # side of the kernel
-        stride:int=2,   # 1 leaves the grid as it is
-        bn:bool=True    # end with a batch norm?
-    ):
+    def __init__(self, ni:int, nf:int, ks:int=4, stride:int=2, bn:bool=True): # channels; kernel; a norm?
         conv = nn.Conv2d(ni, nf, ks, stride, padding=ks//2//stride, bias=False)
         super().__init__(conv, nn.LeakyReLU(.2, inplace=True), *([nn.BatchNorm2d(nf)] if bn else []))
 
@@ -74,12 +75,8 @@ def halvings(sz:int) -> int: # side of a picture
 class DCGAN_D(nn.Sequential):
     "The critic: a number for each picture"
     def __init__(self,
-        sz:int,          # side of the pictures: 16, 32, 64, …
-        nc:int,          # their channels
-        nf:int,          # channels of the first block; each halving doubles them
-        n_extra:int=0,   # blocks of stride 1 after the first
-        block=ConvBlock, # what the blocks are
-        head=None        # channels → last layers; None: a 4×4 convolution
+        sz:int, nc:int, nf:int, n_extra:int=0, # side; channels of picture, first block; blocks of stride 1
+        block=ConvBlock, head=None # what the blocks are; channels → last layers, None: a 4×4 convolution
     ):
         layers, n = [block(nc, nf, bn=False)] + [block(nf, nf, 3, 1) for _ in range(n_extra)], halvings(sz)
         for i in range(n-1): layers.append(block(nf*2**i, nf*2**(i+1)))
@@ -90,12 +87,7 @@ class DCGAN_D(nn.Sequential):
 # %% ../nbs/06_wgan_bedrooms.ipynb #1bf712cf
 class DeconvBlock(nn.Sequential):
     "Transposed convolution, ReLU, batch norm; with stride 2 the grid is doubled"
-    def __init__(self,
-        ni:int, nf:int, # channels in and out
-        ks:int=4, stride:int=2, # side of the kernel; with 1 the grid stays as it is
-        pad:int=1,      # padding that is taken away
-        bn:bool=True    # end with a batch norm?
-    ):
+    def __init__(self, ni:int, nf:int, ks:int=4, stride:int=2, pad:int=1, bn:bool=True): # see `ConvBlock`
         conv = nn.ConvTranspose2d(ni, nf, ks, stride, padding=pad, bias=False)
         super().__init__(conv, nn.ReLU(inplace=True), *([nn.BatchNorm2d(nf)] if bn else []))
 
@@ -103,13 +95,8 @@ class DeconvBlock(nn.Sequential):
 class DCGAN_G(nn.Sequential):
     "The generator: (n, nz, 1, 1) random numbers → (n, nc, sz, sz) pictures from -1 to 1"
     def __init__(self,
-        sz:int,            # side of the pictures: 16, 32, 64, …
-        nz:int,            # random numbers for a picture
-        nc:int,            # channels of a picture
-        nf:int,            # channels of the last block
-        n_extra:int=0,     # blocks of stride 1 before the last layer
-        block=DeconvBlock, # what the blocks are
-        last=None          # (channels in, out) → the last layer; None: a transposed convolution
+        sz:int, nz:int, nc:int, nf:int, n_extra:int=0, # side; latent numbers; the rest as in `DCGAN_D`
+        block=DeconvBlock, last=None # (channels in, out) → the last layer, None: a transposed convolution
     ):
         n = halvings(sz)
         layers = [DeconvBlock(nz, nf*2**(n-1), 4, 1, 0)]
@@ -117,6 +104,17 @@ class DCGAN_G(nn.Sequential):
         layers += [DeconvBlock(nf, nf, 3, 1, 1) for _ in range(n_extra)]
         last = last(nf, nc) if last else nn.ConvTranspose2d(nf, nc, 4, 2, 1, bias=False)
         super().__init__(*layers, last, nn.Tanh())
+
+# %% ../nbs/06_wgan_bedrooms.ipynb #06b0000a
+class NearestBlock(nn.Sequential):
+    "Double by repeating each pixel, then a 3×3 convolution, ReLU, batch norm"
+    def __init__(self, ni:int, nf:int): # channels in and out
+        up = nn.Upsample(scale_factor=2), nn.Conv2d(ni, nf, 3, padding=1, bias=False)
+        super().__init__(*up, nn.ReLU(inplace=True), nn.BatchNorm2d(nf))
+
+def nearest_last(ni:int, nc:int): # channels in and out
+    "A generator's end: a `NearestBlock`, and a convolution to colours"
+    return nn.Sequential(NearestBlock(ni, ni), nn.Conv2d(ni, nc, 3, padding=1))
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #8494078e
 def make_pair(cfg, gen=DCGAN_G, critic=DCGAN_D): # the lesson's settings; what makes the two networks
@@ -139,6 +137,14 @@ def fake_score(fake): # scores
     "What the generator wants low, since low means real: the mean score of its fakes"
     return fake.mean()
 
+# %% ../nbs/06_wgan_bedrooms.ipynb #06b00005
+def gradient_penalty(critic, real, fake, weight=10.): # gives scores; pictures (n, 3, h, w); λ
+    "Mean square of (slope − 1), between real and fake pictures (Gulrajani et al. 2017, section 4)"
+    t = torch.rand(len(real), 1, 1, 1, device=real.device)
+    mid = (real + t*(fake-real)).requires_grad_()
+    slope, = torch.autograd.grad(critic(mid).sum(), mid, create_graph=True)
+    return weight*(slope.flatten(1).norm(dim=1) - 1).pow(2).mean()
+
 # %% ../nbs/06_wgan_bedrooms.ipynb #36cdb55c
 @torch.no_grad()
 def clamp_(model, c): # the critic; how far a weight may be from zero, None: as far as it likes
@@ -151,8 +157,7 @@ def clamp_(model, c): # the critic; how far a weight may be from zero, None: as 
 def wgan_critic_step(
     gen, critic, opt, # the networks, and the critic's optimiser
     real, z,          # real pictures (n, 3, h, w) and as many noises (n, nz, 1, 1)
-    clamp=.01,        # see `clamp_`
-    penalty=None      # (critic, real, fake) → what is added to the loss
+    clamp=.01, penalty=None # see `clamp_`; (critic, real, fake) → what is added to the loss
 ): # the gap, before the step
     "One step of the critic (Arjovsky et al., algorithm 1, lines 3 to 7)"
     if len(real) != len(z):
@@ -167,10 +172,7 @@ def wgan_critic_step(
     return gap.detach()
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #cf510d09
-def wgan_gen_step(
-    gen, critic, opt, # the networks, and the generator's optimiser
-    z                 # noise (n, nz, 1, 1)
-): # the mean score of the fakes, before the step
+def wgan_gen_step(gen, critic, opt, z): # the networks, G's optimiser, noise; mean score before
     "One step of the generator (Arjovsky et al., algorithm 1, lines 9 to 11)"
     critic.requires_grad_(False)
     opt.zero_grad()
@@ -214,8 +216,7 @@ def generate(gen, z, bs:int=256): # a generator; noise (n, nz, 1, 1); pictures a
 class WGAN(Turns):
     "A generator and a critic in training, and where they stand"
     def __init__(self,
-        gen, critic,   # the networks, on their device
-        x,             # bytes (n, 3, h, w) to learn from
+        gen, critic, x,# the networks, on their device; bytes (n, 3, h, w) to learn from
         cfg,           # settings: bs, nz, lr, clamp, n_critic, long_critic, long_steps, long_every
         seed:int=0,    # for the order of the pictures and the noise
         opt=partial(torch.optim.RMSprop, foreach=True), # makes an optimiser
@@ -246,12 +247,7 @@ def generator_turn(run, n:int, gap): # a `WGAN`; pictures in a batch; the critic
     run.left = run.critic_steps()
 
 # %% ../nbs/06_wgan_bedrooms.ipynb #19f5b8cc
-def fit_wgan(
-    run,             # a `WGAN`
-    epochs:int,      # passes over the pictures
-    lr:float=None,   # another rate from now on; None: as it is
-    quiet:bool=False # without a bar
-):
+def fit_wgan(run, epochs:int, lr:float=None, quiet:bool=False): # a `WGAN`; passes; a new rate; no bar?
     "Train for some epochs, or for what is left of the last one"
     if lr is not None:
         for o in (run.opt_g, run.opt_c): o.param_groups[0]['lr'] = lr
@@ -280,6 +276,12 @@ def wgan_state(run): # a `WGAN`
     more = dict(clamp=run.clamp, optimiser=type(run.opt_g).__name__, penalty=bool(run.penalty))
     return dict(parts, place=_Place(run)), {**run.cfg, **more, 'pictures': len(run.x)}
 
+# %% ../nbs/06_wgan_bedrooms.ipynb #06a06002
+def drawn_rooms(n:int, sz:int, seed:int) -> torch.Tensor: # how many; their side; which: (n, 3, sz, sz), bytes
+    "The first rooms of a seed, drawn anew; those of the sample's own seed at whatever size"
+    rooms = Parallel(-1 if n > 3000 else 1)(delayed(bedroom)([seed,i], sz) for i in range(n))
+    return torch.from_numpy(np.stack([np.asarray(o) for o in rooms])).permute(0,3,1,2).contiguous()
+
 # %% ../nbs/06_wgan_bedrooms.ipynb #8058db70
 def generator_sizes(cfg): # the lesson's settings
     "What decides about the generator's shape"
@@ -297,3 +299,50 @@ def train(cfg): # the lesson's settings
     save_checkpoint(runs_home()/'models'/'06_wgan_bedrooms.pth', dict(gen=run.gen), generator_sizes(cfg))
     file.unlink(missing_ok=True)
     return run
+
+# %% ../nbs/06_wgan_bedrooms.ipynb #6a06b006
+@network_kind
+def room_generator(cfg) -> nn.ModuleDict: # settings of a kept training
+    "An untrained generator, `gen`, and `judge`, the features it is measured with"
+    gen = DCGAN_G(cfg['sz'], cfg['nz'], 3, cfg['nf_gen'], cfg['n_extra'], NearestBlock, nearest_last)
+    return nn.ModuleDict(dict(gen=gen, judge=FeatureNet()))
+
+def fit_rooms(run, cfg, file) -> tuple: # a `WGAN`; see `train_rooms`; checkpoint; (generator, seconds)
+    "Until `steps` or `seconds` are over, the rate falling in the second half; the mean of the weights"
+    mean = AveragedModel(run.gen, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+    parts, settings = wgan_state(run)
+    steps = Resumable(file, {**parts, 'mean': mean}, settings, cfg.steps, 1000)
+    for i in steps:
+        if (left := 1 - max(i/cfg.steps, steps.seconds/cfg.seconds)) <= 0: break
+        run.opt_g.param_groups[0]['lr'] = cfg.lr*min(1, 2*left)
+        run.opt_c.param_groups[0]['lr'] = cfg.lr_critic*min(1, 2*left)
+        run.step()
+        mean.update_parameters(run.gen)
+    update_bn([noise(cfg.bs, cfg.nz) for _ in range(100)], mean.module)
+    return mean.module, steps.seconds
+
+# %% ../nbs/06_wgan_bedrooms.ipynb #06b0000f
+def train_rooms(cfg, file=None) -> tuple: # settings; checkpoint; (`room_generator`, seconds, more figures)
+    "A WGAN without clamp, its critic without norms, that learns from rooms drawn for it"
+    seed_everything(cfg.seed)
+    x, critic = drawn_rooms(cfg.rooms, cfg.sz, cfg.seed), partial(DCGAN_D, block=partial(ConvBlock, bn=False))
+    pair = make_pair(cfg, lambda **_: room_generator(cfg)['gen'], critic)
+    adam = partial(torch.optim.Adam, betas=(0., .9), foreach=True)
+    run = WGAN(*pair, x.to(course_device()), cfg, cfg.seed, adam, gradient_penalty)
+    gen, seconds = fit_rooms(run, cfg, file or runs_home()/'06_rooms.pth')
+    net = nn.ModuleDict(dict(gen=gen, judge=train_feature_net(x, cfg.judge_steps, seed=cfg.seed)))
+    sets = to_bytes(generate(gen, noise(cfg.held, cfg.nz))), drawn_rooms(cfg.held, cfg.sz, cfg.seed+1)
+    near, near_others = (nearest_pictures(o, x)[0].median().item() for o in sets)
+    return net, seconds, dict(turns=run.gen_steps, memory=near/near_others)
+
+# %% ../nbs/06_wgan_bedrooms.ipynb #06b00010
+def measure_rooms(net, cfg) -> dict: # a `room_generator`; settings of a kept training
+    "KID, spread and twins on rooms that it has never seen, and the KID of real, grainy and blurred rooms"
+    seed_everything(cfg.seed)
+    made = to_bytes(generate(net['gen'].eval(), noise(2*cfg.held, cfg.nz, torch.Generator().manual_seed(1))))
+    real, chosen, others = drawn_rooms(3*cfg.held, cfg.sz, cfg.seed+1).split(cfg.held)
+    sets = dict(real=others, grain=(others + 8*torch.randn(others.shape)).clamp(0, 255).byte())
+    sets['blurred'] = to_bytes(corruptions['blur'](to_unit(others)))
+    kid = partial(kernel_distance, net['judge'].eval())
+    res = {'kid_chosen_on': kid(chosen, made[cfg.held:]), **set_metrics(net['judge'], real, made[:cfg.held])}
+    return {**res, **{f'kid_{k}': kid(real, v) for k,v in sets.items()}}
