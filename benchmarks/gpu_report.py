@@ -150,7 +150,7 @@ def bench(name, *short):
 
 parts = dict(device=device, tests=tests, lessons=lessons, cifar=cifar, seeds=seeds, full=full,
     cyclegan=bench('cyclegan', '--repeats', '1', '--sz', '32', '--ngf', '8', '--blocks', '1', '--steps', '1'),
-    style=bench('style', '--arch', 'small', '--size', '64', '--long', '20', '--short', '20', '--repeats', '1'),
+    style=bench('style', '--arch', 'course', '--size', '64', '--long', '20', '--short', '20', '--repeats', '1'),
     feature_loss=bench('feature_loss', '--repeats', '1', '--bs', '1', '--size', '64', '--judge', 'vgg11_bn'))
 stages = [['device'], ['tests', 'lessons'], ['cifar'], ['cyclegan'], ['style'], ['feature_loss'], ['seeds', 'full']]
 

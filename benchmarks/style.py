@@ -65,15 +65,14 @@ class Textbook:
 def networks(arch, pretrained, pictures, device):
     "The same weights twice: as torchvision has them, and as our judge keeps them"
     import copy, torch
-    from course_lib.models import imagenet_norm, imagenet_weights, torchvision_encoder
-    from course_lib.feature_loss import fold_norms
-    from course_lib.style import keep_outputs, plain_vgg, unit_variance_
-    weights = None if arch == 'small' else imagenet_weights(arch, pretrained)
-    net = plain_vgg() if arch == 'small' else torchvision_encoder(arch, weights)
+    from course_lib.models import imagenet_norm
+    from course_lib.feature_loss import fold_norms, judge_encoder
+    from course_lib.style import keep_outputs, lsuv_
+    net, trained = judge_encoder(arch, pretrained)
     keep_outputs(net).eval().requires_grad_(False)
-    if weights is None: unit_variance_(net, imagenet_norm(pictures.cpu()))
-    ours = fold_norms(copy.deepcopy(net)).to(device, memory_format=torch.channels_last)
-    return net.to(device), ours, bool(weights)
+    ours = fold_norms(copy.deepcopy(net))
+    if not trained: net = copy.deepcopy(lsuv_(ours, imagenet_norm(pictures.cpu())))
+    return net.to(device), ours.to(device, memory_format=torch.channels_last), bool(trained)
 
 
 @call_parse

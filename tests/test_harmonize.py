@@ -78,7 +78,7 @@ def test_tv_weight_falls():
 def test_two_passes_stay_in_the_mask():
     torch.manual_seed(0)
     painting, obj = soft_noise((48, 48), 5, 0, 'cpu'), rand(1, 3, 24, 24)
-    net = loss_network('small', 'no', painting, torch.device('cpu'))[0]
+    net = loss_network('course', 'auto', painting, torch.device('cpu'))[0]
     pasted, mask = paste(painting, obj, disc(24), (.5, .5), .5)
     x, l1 = first_pass(net, painting, pasted, mask, evals=12)
     y, l2 = second_pass(net, painting, pasted, mask, x, evals=12)

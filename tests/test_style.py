@@ -23,7 +23,7 @@ def pics(): return rand(1, 3, 48, 48), soft_noise((48, 48), 5, 1)
 @pytest.fixture(scope='module')
 def judge(pics):
     torch.manual_seed(0)
-    return loss_network('small', 'no', torch.cat(pics), torch.device('cpu'))[0]
+    return loss_network('course', 'auto', torch.cat(pics), torch.device('cpu'))[0]
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_tool_opens_each_by_its_side(tmp_path, monkeypatch):
         seen[Path(path).name] = shorter
         return open_picture(path, px, shorter)
     monkeypatch.setattr(app, 'open_picture', note)
-    app.style_file(*names, tmp_path/'out.png', size=48, evals=2, arch='small', tell=lambda *a: None)
+    app.style_file(*names, tmp_path/'out.png', size=48, evals=2, arch='course', tell=lambda *a: None)
     assert seen == {'photo.png': False, 'strip.png': True}
 
 
@@ -141,7 +141,7 @@ def test_no_hook_stays(judge, pics):
     for each in (stop, lambda *args: 1/0):
         with pytest.raises((KeyboardInterrupt, ZeroDivisionError)): optimise(transfer_loss(judge, *pics, block=1), pics[0], 5, each=each)
         assert n() == 0
-    with pytest.raises(RuntimeError): features(judge, [7], torch.zeros(1, 3, 2, 2)) # too small to be pooled three times
+    with pytest.raises(RuntimeError): features(judge, [19], torch.zeros(1, 3, 2, 2)) # too small to be pooled twice
     assert n() == 0
 
 
@@ -205,7 +205,7 @@ def test_coarse_to_fine_stages(judge, files):
     assert seen == [(0, i, 4, (32, 48)) for i in (1,2,3,4)] + [(1, i, 2, (64, 96)) for i in (1,2)]
 
 
-def paint(files, out, **kw): return style_file(*files, out, **{**dict(size=48, evals=6, arch='small', tell=lambda s: None, every=2), **kw})
+def paint(files, out, **kw): return style_file(*files, out, **{**dict(size=48, evals=6, arch='course', tell=lambda s: None, every=2), **kw})
 
 
 def test_stopped_and_resumed(files, tmp_path):
@@ -309,17 +309,17 @@ def test_colours_kept(files, tmp_path):
 def test_bad_jobs(files, tmp_path):
     for out,kw,said in (('x.gif', {}, 'ends in .png or .jpg'), ('no/x.png', {}, 'is not there'), ('photo.png', {}, 'one of the pictures to read'),
                         ('x.png', dict(weight=-1.), 'weight = -1'), ('x.png', dict(weight=math.nan), 'weight = nan'), ('x.png', dict(size=9), 'size = 9'),
-                        ('x.png', dict(arch='resnet1'), 'no network of torchvision')):
+                        ('x.png', dict(arch='resnet1', pretrained='no'), 'no network of torchvision')):
         with pytest.raises(CourseError, match=said): paint(files, tmp_path/out, **kw)
     assert sorted(o.name for o in tmp_path.glob('*.*')) == ['painting.png', 'photo.png']
 
 
 def test_command(course, files, tmp_path, one_line):
-    res = course('style', files[0], '--style', files[1], '--size', '40', '--evals', '3', '--judge', 'small', '--colour-preserve')
+    res = course('style', files[0], '--style', files[1], '--size', '40', '--evals', '3', '--judge', 'course', '--colour-preserve')
     assert res.returncode == 0, res.stderr
-    assert Image.open(tmp_path/'photo-painting.png').size == (40, 27) and 'random weights' in res.stdout
+    assert Image.open(tmp_path/'photo-painting.png').size == (40, 27) and 'is painted' in res.stdout
     assert 'Expected --style FILE' in one_line(course('style', files[0]))
-    assert 'not a picture' in one_line(course('style', tmp_path/'none.jpg', '--style', files[1], '--judge', 'small'))
+    assert 'not a picture' in one_line(course('style', tmp_path/'none.jpg', '--style', files[1], '--judge', 'course'))
 
 
 def test_sample_pictures():
