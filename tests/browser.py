@@ -95,13 +95,13 @@ def browsing(profile):
 def open_and_run(d, address, name, seen):
     "Open a notebook in JupyterLab, run its cells, and wait for what they show"
     d.get(f'{address}/lab/tree/{name}?token={token}')
-    until(d, lambda: d.execute_script(ready), 60, 'the kernel is not ready')
-    run(d, 'notebook:run-all-cells')
+    until(d, lambda: d.execute_script(ready, name), 60, 'the kernel is not ready')
+    d.execute_script('jupyterapp.commands.execute("notebook:run-all-cells")') # whose promise ends with the last cell
     until(d, lambda: d.find_elements('css selector', seen), 60, f'no {seen}')
 
 
 ready = '''const w = window.jupyterapp && jupyterapp.shell.currentWidget, k = w && w.sessionContext && w.sessionContext.session?.kernel;
-return !!k && k.status == 'idle' && document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 1'''
+return !!k && w.context.path == arguments[0] && k.status == 'idle' && document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 1'''
 
 def run(d, command): return d.execute_async_script(f'const done = arguments[0]; '
     f'jupyterapp.commands.execute({command!r}).then(() => done(1), e => done(String(e)))')

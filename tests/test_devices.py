@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from card import Card, cuda, modules, stand_in
+from fastcore.basics import AttrDict
 from course_lib import (core, cyclegan, darknet, fairness, feature_loss, gan, harmonize, kept_weights, metrics,
     models, pairs, phases, pointer, processes, resnet, restore, rnn, show, style, unet, wgan)
 from course_lib import tensors as cached
@@ -100,7 +101,8 @@ nets = { # class → a network of it, and its input
     'unet.Unet': lambda: (unet.Unet(small_encoder((8,8,16)), 5, (32,32), bottle=True, attention=True, norm='batch'), pics(2,3,32,32)),
     'restore.ResidualConvs': lambda: (restore.ResidualConvs(4), pics(2,4,8,8)),
     'restore.Restorer': lambda: (restore.Restorer((4, 8), 1, 1), pics(2,3,8,8)),
-    'gan.InputUnet': lambda: (restore.photo_unet(dict(widths=[8,8,16])), pics(2,3,32,32)),
+    'gan.InputUnet': lambda: (a_unet(), pics(2,3,32,32)),
+    'feature_loss.ColourUnet': lambda: (feature_loss.colouriser(AttrDict(arch='mobilenet_v2', cut=7, norm='weight')), pics(2,3,32,32)),
     'gan.CriticBlock': lambda: (gan.CriticBlock(4), pics(2,4,8,8)),
     'feature_loss.LossNetwork': lambda: (a_loss_network(), pics(2,3,32,32).requires_grad_()),
     'cyclegan.ResnetBlock': lambda: (cyclegan.ResnetBlock(4), pics(2,4,8,8)),
@@ -128,7 +130,7 @@ nets = { # class → a network of it, and its input
     'cyclegan.InstanceNorm': lambda: (cyclegan.InstanceNorm(4), pics(2,4,8,8).requires_grad_()),
 }
 def a_loss_network(): return feature_loss.LossNetwork(small_encoder((4,8,8)), [0, 1])
-def plain(): return there(style.keep_outputs(style.plain_vgg((4,4)))).requires_grad_(False)
+def plain(): return there(style.keep_outputs(models.small_vgg(dict(nf='4 4'), head=False))).requires_grad_(False)
 def features(low=None): return there(feature_loss.FeatureLoss(a_loss_network(), (5,15), low=low))
 def a_wgan(): return wgan.WGAN(*wgan.make_pair(c := cfg('06', sz=16, nf_gen=4, nf_critic=4, bs=4, nz=5)), torch.zeros(8,3,16,16, dtype=torch.uint8), c)
 def kept(run): # what a checkpoint does with the parts of a run (a fake tensor cannot be written)
@@ -149,7 +151,8 @@ losses = {
     'gan.generator_loss': lambda: gan.generator_loss(critic(), pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
     'gan.fine_detail': lambda: gan.fine_detail(pics(2,3,16,16)),
     'feature_loss.FeatureLoss': lambda: features()(pics(2,3,32,32).requires_grad_(), pics(2,3,32,32)),
-    'feature_loss.make_loss': lambda: feature_loss.make_loss(cfg('05'), pics(2,3,64,64))[0](pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
+    'feature_loss.make_loss': lambda: feature_loss.make_loss(cfg('05', judge='vgg11_bn'), pics(2,3,64,64))[0](
+        pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
     'feature_loss.gram_matrix': lambda: feature_loss.gram_matrix(pics(2,4,8,8).requires_grad_()),
     'feature_loss.restoration_scores': lambda: feature_loss.restoration_scores(pics(2,3,16,16), pics(2,3,16,16)),
     'wgan.wgan_gap': lambda: wgan.wgan_gap(pics(4), pics(4)),
@@ -177,7 +180,7 @@ losses = {
     'unet.mean_iou': lambda: unet.mean_iou(pics(4,4)),
     'unet.most_frequent': lambda: unet.most_frequent(SimpleNamespace(loaders=[SimpleNamespace(tensors=lambda: (None, ids(3,8,8)))]*2), 4, 1),
     'unet.SceneMetric': lambda: metric(unet.SceneMetric(unet.mean_iou, 4, 1), pics(2,4,8,8), ids(2,8,8)),
-    'style.loss_network': lambda: style.loss_network('small', 'no', pics(1,3,32,32), cuda)[0](pics(1,3,32,32)),
+    'style.loss_network': lambda: style.loss_network('squeezenet1_1', 'no', pics(1,3,64,64), cuda)[0](pics(1,3,32,32)),
     'harmonize.square_variation': lambda: harmonize.square_variation(pics(1,3,8,8)),
     'metrics.psnr': lambda: metrics.psnr(pics(2,3,16,16), pics(2,3,16,16)),
     'metrics.ssim': lambda: metrics.ssim(pics(2,3,16,16), pics(2,3,16,16)),
@@ -217,7 +220,7 @@ steps = {
     'rnn.words_learner': lambda: learns(rnn.words_learner(dls(ids(4,6), ids(4,6)), rnn.Model5(9, 8))),
     'darknet.cifar_learner': lambda: learns(darknet.cifar_learner(dls(pics(4,3,32,32), ids(4)), darknet.Darknet([1, 1], nf=4), cfg('10', speed='fast'))),
     'phases.fit_phases': lambda: phased([phases.TrainingPhase(1, lr=.1), phases.TrainingPhase(1, lr=.1)]),
-    'restore.restore_photo': lambda: restore.restore_photo(there(restore.photo_unet(dict(widths=[8,8,16]))), photo(), most=1, tile=64, overlap=32) and None,
+    'restore.restore_photo': lambda: restore.restore_photo(there(restore.Restorer((8,16), 1, 1)), photo(), most=1, tile=64, overlap=32) and None,
     'unet.segmenter': lambda: learns(unet.segmenter(dls(pics(2,3,32,32), ids(2,32,32)), unet.Unet(small_encoder((8,8,16)), 3, (32,32)), ['a', 'Void', 'b'])),
     'phases.AverageWeights': lambda: phased([phases.TrainingPhase(2, lr=.1)], cbs=phases.AverageWeights()),
     'metrics.train_feature_net': lambda: metrics.train_feature_net(rooms(16), 2, 8).head.weight,
@@ -226,7 +229,8 @@ steps = {
     'cyclegan.cycle_step': lambda: cyclegan.cycle_step(a_cyclegan(), pics(1,3,32,32), pics(1,3,32,32)),
     'metrics.domain_classifier': lambda: metrics.domain_classifier([(torch.zeros(3,16,16),)*2]*4, 2)[0].weight,
 }
-def generator(): return there(restore.photo_unet(dict(widths=[8,8,16])))
+def a_unet(): return gan.InputUnet(small_encoder((8,8,16)), 3, (64,64), bottle=True, blur=True, y_range=(-3,3))
+def generator(): return there(a_unet())
 def a_game():
     batch = pics(2,3,64,64), pics(2,3,64,64)
     halves = gan.gen_learner(dls(*batch), generator()), gan.critic_learner(dls(*batch), critic())

@@ -143,7 +143,7 @@ def test_restore(small_disk, tmp_path):
 def test_style(small_disk, tmp_path):
     "The picture so far needs room; with more of it the work is done"
     for i,o in enumerate('ab'): noise(seed=i).save(tmp_path/f'{o}.png')
-    paint = lambda: style_file(tmp_path/'a.png', tmp_path/'b.png', d/'out.png', size=48, evals=4, arch='small', tell=lambda s: None, every=1)
+    paint = lambda: style_file(tmp_path/'a.png', tmp_path/'b.png', d/'out.png', size=48, evals=4, arch='course', tell=lambda s: None, every=1)
     d = small_disk(12)
     assert 'the disk is full' in full_disk(paint)
     assert [o for o in files(d) if o == 'out.png'] == []

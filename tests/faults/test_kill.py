@@ -153,7 +153,7 @@ def test_style(tmp_path):
     for i,o in enumerate('ab'): noise(seed=i).save(tmp_path/f'{o}.png')
     (tmp_path/'out').mkdir()
     said = []
-    def paint(tell): style_file(tmp_path/'a.png', tmp_path/'b.png', tmp_path/'out'/'c.png', size=40, evals=10, arch='small', tell=tell, every=2)
+    def paint(tell): style_file(tmp_path/'a.png', tmp_path/'b.png', tmp_path/'out'/'c.png', size=40, evals=10, arch='course', tell=tell, every=2)
     killed(lambda: paint(lambda s: time.sleep(.05)), lambda: (tmp_path/'out'/'c-so-far.jpg').exists())
     assert Image.open(tmp_path/'out'/'c-so-far.jpg').size == (40, 33) and not (tmp_path/'out'/'c.png').exists()
     paint(said.append)

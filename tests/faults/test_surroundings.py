@@ -45,7 +45,7 @@ def test_bare_machine(python, tmp_path, monkeypatch):
     for o in [o for o in os.environ if o in gone or o.startswith('LC_')]: monkeypatch.delenv(o)
     todo = [('crappify', 'in', 'crappy', '--workers', '1', '--steps', 'downscale(20)'), ('restore', 'in', '--out', 'restored'),
             ('data', 'human_numbers'), ('results',), ('run', '01'),
-            ('style', 'in/one.png', '--style', 'painting.png', '--size', '40', '--evals', '2', '--judge', 'small'),
+            ('style', 'in/one.png', '--style', 'painting.png', '--size', '40', '--evals', '2', '--judge', 'course'),
             ('style', 'in/no.png', '--style', 'painting.png')]
     places = dict(COURSE_DATA=str(here/'data'), COURSE_RUNS=str(here/'runs'))
     res = python(commands, json.dumps(todo), cwd=here, **places, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')

@@ -8,7 +8,7 @@ from course_lib import cyclegan, gan, models, pairs, pointer, rnn, wgan
 from course_lib.core import course_device, lesson_settings
 from course_lib.show import show_grid, to_array
 from course_lib.data import get_data
-from course_lib.feature_loss import FeatureLoss, LossNetwork, lsuv_
+from course_lib.feature_loss import FeatureLoss, LossNetwork
 from course_lib.phases import TrainingPhase, sized_dls, small_net
 from course_lib.resnet import course_learner
 from course_lib.style import loss_network, picture_batch, soft_noise, transfer, transfer_loss
@@ -47,7 +47,6 @@ def test_judge_in_half(dev, half):
     torch.manual_seed(0)
     net = LossNetwork(models.torchvision_encoder('vgg11'), [1,4,9])
     p, t = torch.randn(2,2,3,128,128)
-    lsuv_(net.net, p)
     net, p, t = net.to(dev), p.to(dev), t.to(dev)
     def slope(low, outer=None):
         q = p.clone().requires_grad_()
@@ -95,7 +94,7 @@ def test_cyclegan_in_half(dev, half, monkeypatch):
 def test_style(dev):
     "Lesson 08: transfer on the card, and a gradient in both types of 16 bits"
     a, b = (soft_noise((64, 64), 5, i, dev) for i in range(2))
-    net, _ = loss_network('small', 'no', torch.cat([a, b]))
+    net, _ = loss_network('course', 'auto', torch.cat([a, b]))
     slopes = []
     for half in (None, torch.bfloat16, torch.float16):
         x = (.5*a+.5*b).requires_grad_()
