@@ -24,7 +24,7 @@ draws = re.compile(r'show_grid\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
     'steps.as_picture', 'steps.smooth_field',
     'fairness.error_rates', 'runner.run_cells', 'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores',
-    'phases.phases_step', 'restore.grid_step', 'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
+    'phases.phases_step', 'restore.grid_step', 'restore.old_squares', 'restore.torn_squares', 'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
     'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'diagrams.draw_schematic',
     'show.as_jpeg', 'show.beside', 'models.save_learner'}
 
@@ -124,6 +124,7 @@ nets = { # class → a network of it, and its input
     'style.FourierCanvas': lambda: (style.FourierCanvas(pics(1,3,16,16)),),
     'wgan.ConvBlock': lambda: (wgan.ConvBlock(3, 4), pics(2,3,8,8)),
     'wgan.DCGAN_D': lambda: (wgan.DCGAN_D(16, 3, 4, 1), pics(2,3,16,16)),
+    'wgan.NearestBlock': lambda: (wgan.NearestBlock(3, 4), pics(2,3,8,8)),
     'wgan.DeconvBlock': lambda: (wgan.DeconvBlock(3, 4), pics(2,3,8,8)),
     'wgan.DCGAN_G': lambda: (wgan.DCGAN_G(16, 5, 3, 4, 1), pics(2,5,1,1)),
     'metrics.FeatureNet': lambda: (metrics.FeatureNet(4), pics(2,3,32,32)),
@@ -155,6 +156,9 @@ losses = {
         pics(2,3,64,64).requires_grad_(), pics(2,3,64,64)),
     'feature_loss.gram_matrix': lambda: feature_loss.gram_matrix(pics(2,4,8,8).requires_grad_()),
     'feature_loss.restoration_scores': lambda: feature_loss.restoration_scores(pics(2,3,16,16), pics(2,3,16,16)),
+    'wgan.gradient_penalty': lambda: wgan.gradient_penalty(there(wgan.DCGAN_D(16, 3, 4)), pics(2,3,16,16), pics(2,3,16,16)),
+    'darknet.judge_loss': lambda: darknet.judge_loss(there(models.small_vgg(dict(nf='4 8'))), pics(4,3,32,32), ids(4), SimpleNamespace(smooth=.1)),
+    'darknet.judge_accuracy': lambda: darknet.judge_accuracy(there(models.small_vgg(dict(nf='4 8'))), SimpleNamespace(tensors=lambda: (pics(4,3,32,32), ids(4)))),
     'wgan.wgan_gap': lambda: wgan.wgan_gap(pics(4), pics(4)),
     'wgan.fake_score': lambda: wgan.fake_score(pics(4)),
     'cyclegan.gan_loss': lambda: cyclegan.gan_loss(pics(2,1,4,4).requires_grad_(), True),

@@ -105,7 +105,7 @@ def test_a_weight_for_each_layer(weights):
 
 
 def test_a_block_that_the_judge_lacks():
-    net = style.loss_network('course', 'auto', None, 'cpu')[0]
+    net = style.loss_network('course', 'auto', None, torch.device('cpu'))[0]
     assert len(style.block_ends(net, 1)) > 1
     with pytest.raises(CourseError, match='block = 12.*content_block'): style.block_ends(net, 12)
 
