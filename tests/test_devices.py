@@ -24,7 +24,8 @@ draws = re.compile(r'show_grid\(|plt\.|imshow|fromarray|\.numpy\(')
 no_tensors = { # called so, and without a tensor in them
     'steps.as_picture', 'steps.smooth_field',
     'fairness.error_rates', 'runner.run_cells', 'core.CourseError', 'samples.kit.as_image', 'samples.bedrooms.bedroom', 'pairs.tell_scores',
-    'phases.phases_step', 'restore.grid_step', 'restore.old_squares', 'restore.torn_squares', 'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
+    'phases.phases_step', 'restore.grid_step', 'restore.old_squares', 'restore.torn_squares',
+    'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
     'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'diagrams.draw_schematic',
     'show.as_jpeg', 'show.beside', 'models.save_learner'}
 
@@ -130,6 +131,7 @@ nets = { # class → a network of it, and its input
     'metrics.FeatureNet': lambda: (metrics.FeatureNet(4), pics(2,3,32,32)),
     'cyclegan.InstanceNorm': lambda: (cyclegan.InstanceNorm(4), pics(2,4,8,8).requires_grad_()),
 }
+def a_vgg(): return there(models.small_vgg(dict(nf='4 8')))
 def a_loss_network(): return feature_loss.LossNetwork(small_encoder((4,8,8)), [0, 1])
 def plain(): return there(style.keep_outputs(models.small_vgg(dict(nf='4 4'), head=False))).requires_grad_(False)
 def features(low=None): return there(feature_loss.FeatureLoss(a_loss_network(), (5,15), low=low))
@@ -157,8 +159,8 @@ losses = {
     'feature_loss.gram_matrix': lambda: feature_loss.gram_matrix(pics(2,4,8,8).requires_grad_()),
     'feature_loss.restoration_scores': lambda: feature_loss.restoration_scores(pics(2,3,16,16), pics(2,3,16,16)),
     'wgan.gradient_penalty': lambda: wgan.gradient_penalty(there(wgan.DCGAN_D(16, 3, 4)), pics(2,3,16,16), pics(2,3,16,16)),
-    'darknet.judge_loss': lambda: darknet.judge_loss(there(models.small_vgg(dict(nf='4 8'))), pics(4,3,32,32), ids(4), SimpleNamespace(smooth=.1)),
-    'darknet.judge_accuracy': lambda: darknet.judge_accuracy(there(models.small_vgg(dict(nf='4 8'))), SimpleNamespace(tensors=lambda: (pics(4,3,32,32), ids(4)))),
+    'darknet.judge_loss': lambda: darknet.judge_loss(a_vgg(), pics(4,3,32,32), ids(4), SimpleNamespace(smooth=.1)),
+    'darknet.judge_accuracy': lambda: darknet.judge_accuracy(a_vgg(), SimpleNamespace(tensors=lambda: (pics(4,3,32,32), ids(4)))),
     'wgan.wgan_gap': lambda: wgan.wgan_gap(pics(4), pics(4)),
     'wgan.fake_score': lambda: wgan.fake_score(pics(4)),
     'cyclegan.gan_loss': lambda: cyclegan.gan_loss(pics(2,1,4,4).requires_grad_(), True),
