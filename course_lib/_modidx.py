@@ -690,6 +690,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'course_lib.pairs.show_rows': ('lib/pairs.html#show_rows', 'course_lib/pairs.py'),
                                   'course_lib.pairs.spoiled': ('lib/pairs.html#spoiled', 'course_lib/pairs.py'),
                                   'course_lib.pairs.square_batch': ('lib/pairs.html#square_batch', 'course_lib/pairs.py'),
+                                  'course_lib.pairs.squares_to_train': ('lib/pairs.html#squares_to_train', 'course_lib/pairs.py'),
                                   'course_lib.pairs.tell_scores': ('lib/pairs.html#tell_scores', 'course_lib/pairs.py')},
             'course_lib.phase_parts': { 'course_lib.phase_parts.DecayingValue': ( 'lib/phase_parts.html#decayingvalue',
                                                                                   'course_lib/phase_parts.py'),

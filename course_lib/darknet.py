@@ -72,12 +72,14 @@ class ResLayer(nn.Module):
     "x + conv3×3(conv1×1(x)), as in Darknet-53; channels and grid stay as they are"
     def __init__(self,
         ni:int, wide:float=.5, # channels in and out; in the middle, times ni: ½ is the bottleneck, 2 doubles
-        n_conv:int=2, **kwargs # 3: a second 3×3, after Wide ResNet (section 2); more for `dark_conv`
+        n_conv:int=2,          # 3: a second 3×3, after Wide ResNet (section 2)
+        zero:bool=False, **kwargs # begin as x + 0? (Goyal et al. 2017, section 5.1); more for `dark_conv`
     ):
         super().__init__()
         nh = max(int(ni*wide), 1)
         self.convs = nn.Sequential(dark_conv(ni, nh, ks=1, **kwargs), dark_conv(nh, ni, **kwargs),
             *(dark_conv(ni, ni, **kwargs) for _ in range(n_conv-2)))
+        if zero: nn.init.zeros_(self.convs[-1][1].weight)
     def forward(self, x): return x + self.convs(x)
 
 # %% ../nbs/10_darknet_cifar10.ipynb #4de85350
@@ -125,11 +127,12 @@ def fit_darknet(learn, epochs:int, lr:float, **kwargs) -> float: # a Learner; pa
     return time.perf_counter() - t0
 
 # %% ../nbs/10_darknet_cifar10.ipynb #cca22f9f
-def darknet_of(cfg, **kwargs) -> Darknet: # settings: groups (such as `1 2 4 6 3`), nf; more for `Darknet`
+def darknet_of(cfg, **kwargs) -> Darknet: # settings: groups (as in `1 2 4 6 3`), nf, zero; more for `Darknet`
     "The network that the settings describe"
     if not re.fullmatch(r'\s*\d+(\s+\d+)*\s*', cfg.groups):
         raise CourseError(f'groups = {cfg.groups}: expected the layers of each group, such as 1 2 4 6 3')
-    return Darknet([int(o) for o in cfg.groups.split()], nf=cfg.nf, **kwargs)
+    groups = [int(o) for o in cfg.groups.split()]
+    return Darknet(groups, nf=cfg.nf, **{'zero': cfg.zero == 'yes', **kwargs})
 
 # %% ../nbs/10_darknet_cifar10.ipynb #d31966d2
 block_variants = { # name → arguments for `Darknet`

@@ -19,14 +19,14 @@ from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
 from torchvision.transforms.functional import rgb_to_grayscale
 from .core import CourseError, course_device, runs_home, seed_everything
-from .data import at_hand, get_data
+from .data import at_hand
 from .gan import (InputUnet, fit_squares, gen_learner, make_generator, measure_squares,
     play_squares, restorer_start)
 from .kept_weights import kept, network_kind, save_weights
 from .metrics import psnr
 from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half,
     memory_layout, tell_memory, torchvision_encoder)
-from course_lib.pairs import (make_pairs, on_normalised, pair_dls, photo_scores, photo_squares, restored,
+from course_lib.pairs import (make_pairs, on_normalised, pair_dls, photo_scores, restored, squares_to_train,
     square_batch)
 from .resnet import course_learner
 from .unet import Hooks, before_it_shrinks, fit_stage, layer_shapes, unet_groups
@@ -275,7 +275,7 @@ def measure_colour(net, cfg) -> dict: # a colouriser; its settings
 # %% ../nbs/05_feature_loss_superres.ipynb #6c0d0043
 def train_colour(cfg) -> tuple: # settings of a kept training; (colouriser, seconds, what was told on the way)
     "Pixels alone, and then the game, with the feature loss in place of squared error"
-    x = photo_squares(get_data(cfg.dataset, cfg.profile), cfg.files, valid=False).to(course_device())
+    x = squares_to_train(cfg).to(course_device())
     seed_everything(cfg.seed)
     gen = colouriser(cfg, imagenet_weights(cfg.arch, cfg.pretrained))
     gen = gen.to(course_device(), memory_format=memory_layout())

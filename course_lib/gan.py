@@ -30,7 +30,7 @@ from .kept_weights import network_kind
 from .metrics import psnr, ssim
 from .models import channels_last, imagenet_norm, memory_layout, save_learner
 from .pairs import SquarePhoto, crops_each, held_out, make_pairs, on_normalised, pair_dls, pair_tfms
-from .pairs import photo_scores, photo_squares, spoiled, square_batch
+from .pairs import photo_scores, photo_squares, spoiled, square_batch, squares_to_train
 from .resnet import course_learner
 from .unet import SelfAttention, Unet, fit_stage, make_unet, unet_groups
 
@@ -259,11 +259,11 @@ def superres_generator(cfg) -> nn.Module: # settings of lesson 04
 # %% ../nbs/04_gan_superres.ipynb #6c0d0021
 def restorer_start(cfg) -> tuple: # settings of a kept training; (generator, photographs, seconds)
     "The common start of lessons 04's and 05's kept weights: the generator after its steps with pixels alone"
-    x = photo_squares(get_data(cfg.dataset, cfg.profile), cfg.files, valid=False)
-    common = 'dataset', 'files', 'arch', 'norm', 'from_input', 'bs', 'crop', 'steps_start', 'lr', 'seed'
+    x = squares_to_train(cfg)
+    common = 'dataset', 'files', 'more', 'arch', 'norm', 'from_input', 'bs', 'crop', 'steps_start', 'lr', 'seed'
     seed_everything(cfg.seed)
     gen = superres_generator(cfg).to(course_device(), memory_format=memory_layout())
-    shared = AttrDict({k: cfg[k] for k in common})
+    shared = AttrDict({k: cfg.get(k) for k in common})
     return gen, x, fit_squares(gen, x, shared, cfg.steps_start, cfg.lr, runs_home()/'04_start.pth')
 
 def fit_squares(

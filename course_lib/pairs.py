@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['matching', 'pair_files', 'make_pairs', 'photo_of', 'held_out', 'SquarePhoto', 'CropAlike', 'pair_tfms', 'crops_each',
            'crappy_variant', 'pair_dls', 'show_rows', 'on_normalised', 'photo_scores', 'enlarged', 'tell_scores',
-           'restored', 'photo_squares', 'quartered', 'greyed', 'spoiled', 'square_batch']
+           'restored', 'photo_squares', 'squares_to_train', 'quartered', 'greyed', 'spoiled', 'square_batch']
 
 # %% ../nbs/lib/pairs.ipynb #abba9275
 import hashlib, time
@@ -200,6 +200,11 @@ def photo_squares(
     "The squares in the middle of photographs, those held out or those to train with, decoded once"
     files = [p for p in matching(path, pattern) if held_out(p, path) == valid]
     return image_cache(files, SquarePhoto.create, (px, px))
+
+def squares_to_train(cfg): # settings: dataset, profile, files; more: further datasets, by name
+    "The squares of all photographs that a kept training learns from"
+    names = [cfg.dataset, *cfg.get('more', '').split()]
+    return torch.cat([photo_squares(get_data(o, cfg.profile), cfg.files, valid=False) for o in names])
 
 def quartered(y): # (n, 3, h, w), normalised
     "Reduced to a quarter of the side, and enlarged again"

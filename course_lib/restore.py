@@ -28,7 +28,7 @@ from .kept_weights import kept_file, network_kind, weights_digest
 from .metrics import psnr
 from .models import imagenet_norm, is_oom, memory_layout
 from .old_prints import dust, fold, scratches
-from .pairs import SquarePhoto, photo_squares
+from .pairs import SquarePhoto, photo_squares, squares_to_train
 from course_lib.pictures import (crappy_name, file_bytes, file_ids, files_in, may_write, open_photo, Report,
     why_unreadable)
 from .samples.photos import photo_sources
@@ -280,7 +280,8 @@ def old_squares(cfg, valid:bool) -> dict: # settings: dataset, profile, files; t
     "Squares of the course's own photographs, and of the dataset's: those held out only where it is at hand"
     own = [f for f,out in photo_sources().values() if out == valid]
     res = {'': image_cache(own, SquarePhoto.create, (256,)*2).numpy()}
-    if valid and not at_hand(cfg.dataset, cfg.profile): return res
+    if not valid: return {**res, '_pets': squares_to_train(cfg).numpy()}
+    if not at_hand(cfg.dataset, cfg.profile): return res
     return {**res, '_pets': photo_squares(get_data(cfg.dataset, cfg.profile), cfg.files, valid).numpy()}
 
 def old_batch(x, cfg): # bytes (n, 2, 3, h, w), damaged and whole; settings: bs, crop → both, normalised
