@@ -391,13 +391,13 @@ def fixed_pairs(cfg, path, n:int=3) -> tuple: # the lesson's settings; the datas
     return tuple(torch.stack(o).to(course_device()) for o in zip(*(ds[i] for i in range(min(n, len(ds))))))
 
 # %% ../nbs/07_cyclegan.ipynb #179044b7
-def train(cfg): # the lesson's settings
+def train(cfg, folder=None): # the lesson's settings; for checkpoints, without a word: of a kept training
     "Train the lesson's CycleGAN, going on where it was stopped; under torchrun in several processes"
     with joined_processes():
         seed_everything(cfg.seed)
-        path, folder = get_data(cfg.dataset, cfg.profile), runs_home()/'07_cyclegan'/f'train-{cfg.profile}'
+        path, last = get_data(cfg.dataset, cfg.profile), runs_home()/'07_cyclegan'/f'train-{cfg.profile}'
         ds, gan = UnalignedDataset(path, 'train', cfg.load, cfg.sz, True, cfg.seed), CycleGAN(cfg)
-        fit_cycle(gan, ds, folder, fixed_pairs(cfg, path), resume=True)
+        fit_cycle(gan, ds, folder or last, fixed_pairs(cfg, path), resume=True, shown=not folder)
     return gan
 
 train.distributed = True
@@ -411,10 +411,8 @@ def cycle_pair(cfg) -> nn.ModuleDict: # the lesson's settings
 # %% ../nbs/07_cyclegan.ipynb #07a00013
 def train_zebras(cfg) -> tuple: # settings of a kept training; (`cycle_pair`, seconds)
     "Train the pair that is kept, going on where it was stopped"
-    path, folder = get_data(cfg.dataset, cfg.profile), runs_home()/'07_zebras'
-    ds, gan = UnalignedDataset(path, 'train', cfg.load, cfg.sz, True, cfg.seed), CycleGAN(cfg)
-    fit_cycle(gan, ds, folder, fixed_pairs(cfg, path), resume=True, shown=False)
-    seconds = load_checkpoint(folder/'last.pth', *cycle_state(gan))['seconds']
+    gan = train(cfg, runs_home()/'07_zebras')
+    seconds = load_checkpoint(runs_home()/'07_zebras/last.pth', *cycle_state(gan))['seconds']
     return nn.ModuleDict(dict(G=gan.to_b, F=gan.to_a)), seconds
 
 # %% ../nbs/07_cyclegan.ipynb #07a00010

@@ -260,7 +260,7 @@ def superres_generator(cfg) -> nn.Module: # settings of lesson 04
 def restorer_start(cfg) -> tuple: # settings of a kept training; (generator, photographs, seconds)
     "The common start of lessons 04's and 05's kept weights: the generator after its steps with pixels alone"
     x = squares_to_train(cfg)
-    common = 'dataset', 'files', 'more', 'arch', 'norm', 'from_input', 'bs', 'crop', 'steps_start', 'lr', 'seed'
+    common = 'dataset files more arch norm from_input bs crop steps_start lr seed'.split()
     seed_everything(cfg.seed)
     gen = superres_generator(cfg).to(course_device(), memory_format=memory_layout())
     shared = AttrDict({k: cfg.get(k) for k in common})

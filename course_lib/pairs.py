@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['matching', 'pair_files', 'make_pairs', 'photo_of', 'held_out', 'SquarePhoto', 'CropAlike', 'pair_tfms', 'crops_each',
            'crappy_variant', 'pair_dls', 'show_rows', 'on_normalised', 'photo_scores', 'enlarged', 'tell_scores',
-           'restored', 'photo_squares', 'squares_to_train', 'quartered', 'greyed', 'spoiled', 'square_batch']
+           'restored', 'photo_squares', 'quartered', 'greyed', 'spoiled', 'square_batch', 'squares_to_train']
 
 # %% ../nbs/lib/pairs.ipynb #abba9275
 import hashlib, time
@@ -201,11 +201,6 @@ def photo_squares(
     files = [p for p in matching(path, pattern) if held_out(p, path) == valid]
     return image_cache(files, SquarePhoto.create, (px, px))
 
-def squares_to_train(cfg): # settings: dataset, profile, files; more: further datasets, by name
-    "The squares of all photographs that a kept training learns from"
-    names = [cfg.dataset, *cfg.get('more', '').split()]
-    return torch.cat([photo_squares(get_data(o, cfg.profile), cfg.files, valid=False) for o in names])
-
 def quartered(y): # (n, 3, h, w), normalised
     "Reduced to a quarter of the side, and enlarged again"
     how = dict(mode='bilinear', align_corners=False)
@@ -227,3 +222,9 @@ def square_batch(x, cfg): # see `photo_squares`; settings: bs, crop, spoil → (
     y = imagenet_norm(torch.stack(crops).to(course_device())/255)
     y = torch.where(torch.rand(len(y), 1, 1, 1, device=y.device) < .5, y.flip(-1), y)
     return spoiled(y, cfg), y
+
+# %% ../nbs/lib/pairs.ipynb #5e700001
+def squares_to_train(cfg): # settings: dataset, profile, files; more: further datasets, by name
+    "The squares of all photographs that a kept training learns from"
+    names = [cfg.dataset, *cfg.get('more', '').split()]
+    return torch.cat([photo_squares(get_data(o, cfg.profile), cfg.files, valid=False) for o in names])
