@@ -191,9 +191,9 @@ def crappify(
     workers:int=0        # Processes; 0: one a core
 ) -> int: # 1 if a file was left out that seemed to be a picture, else 0
     "Ruin every photograph in a folder, for lessons 04 and 05; goes on where it was stopped"
-    from course_lib.crappify import crappify_folder
     if workers < 0 or not 0 <= seed < 2**64:
         raise CourseError(f'workers = {workers}, seed = {seed}: expected 0 or more')
+    from course_lib.crappify import crappify_folder
     rep = crappify_folder(steps, src, dst, seed=seed, workers=workers or None)
     return _told(rep, rep)
 
@@ -208,11 +208,10 @@ def restore(
     again:bool=False    # Also make those anew that are there already
 ) -> int: # 1 if a file was left out that was named or seemed to be a picture, else 0
     "Restore photographs of any size into another folder; the input stays as it is"
+    if not photos: raise CourseError('no photograph was named. Expected files or folders: course restore a.jpg')
+    if not 1 <= enlarge <= 8: raise CourseError(f'enlarge = {enlarge:g}: expected a number from 1 to 8')
     from course_lib.kept_weights import kept_file, load_network
     from course_lib.restore import box_file, restore_files
-    if not photos: raise CourseError('no photograph was named. Expected files or folders, such as: '
-                                     'course restore photo.jpg')
-    if not 1 <= enlarge <= 8: raise CourseError(f'enlarge = {enlarge:g}: expected a number from 1 to 8')
     net, about = load_network(model or (kept_file('05b_old') if old else box_file()))
     print(f"{about.kind} of {tell_path(model) if model else 'the course'} · {device_name()}")
     rep = restore_files(photos, net, out, again=again, enlarge=enlarge)
@@ -232,10 +231,10 @@ def style(
     pretrained:str='auto'     # no, auto or yes: its ImageNet weights
 ):
     "Paint a photograph in the manner of a painting; goes on where it was stopped"
-    from course_lib.apps.style_files import style_file
     if not style: raise CourseError('the painting is missing. Expected --style FILE')
     if pretrained not in ('no', 'auto', 'yes'):
         raise CourseError(f'pretrained = {pretrained}: expected no, auto or yes')
+    from course_lib.apps.style_files import style_file
     out = Path(out or f'{Path(content).stem}-{Path(style).stem}.png')
     line = LiveLine()
     def tell(s):
