@@ -208,7 +208,7 @@ def restore(
     again:bool=False    # Also make those anew that are there already
 ) -> int: # 1 if a file was left out that was named or seemed to be a picture, else 0
     "Restore photographs of any size into another folder; the input stays as it is"
-    if not photos: raise CourseError('no photograph was named. Expected files or folders: course restore a.jpg')
+    if not photos: raise CourseError('no photograph was named. Expected files, as in course restore a.jpg')
     if not 1 <= enlarge <= 8: raise CourseError(f'enlarge = {enlarge:g}: expected a number from 1 to 8')
     from course_lib.kept_weights import kept_file, load_network
     from course_lib.restore import box_file, restore_files
