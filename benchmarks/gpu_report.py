@@ -119,7 +119,7 @@ dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
 learn = cifar_learner(dls, darknet_of(cfg), cfg)
 with learn.no_bar(), learn.no_logging(): seconds = fit_darknet(learn, epochs, cfg.lr)
 loss, acc = (round(float(o), 4) for o in learn.recorder.values[-1][-2:])
-keep = ('bs', 'lr', 'nf', 'groups', 'wd', 'speed')
+keep = ('bs', 'lr', 'nf', 'groups', 'zero', 'wd', 'speed')
 print('RESULT', json.dumps(dict(seed=int(seed), accuracy=acc, valid_loss=loss, epoch_seconds=round(seconds/epochs, 2), epochs=epochs,
     training_seconds=round(seconds, 1), all_seconds=round(time.perf_counter()-t0, 1), device=device_name(), settings={k: cfg[k] for k in keep})))'''
     cmd = lambda seed: python(code, 'sample' if job.short else 'full', 1 if job.short else 0, seed)
