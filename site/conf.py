@@ -9,8 +9,9 @@ project, author, copyright = 'A deep-learning course that runs', 'The course_lib
 extensions = ['myst_nb']
 nb_execution_mode = 'off'
 nb_ipywidgets_js = {} # the panels need a kernel: in a page they are text
-nb_mime_priority_overrides = [('html', 'text/markdown', 0), ('html', 'image/jpeg', 1), ('html', 'image/png', 2), ('html', 'text/html', 3)]
+nb_mime_priority_overrides = [('html', o, i) for i,o in enumerate(('image/jpeg', 'image/png', 'text/html', 'text/markdown'))]
 nb_merge_streams = True
+nb_render_markdown_format = 'myst' # tables and formulas in outputs, too
 myst_enable_extensions = ['dollarmath', 'html_image']
 myst_heading_anchors = 4
 

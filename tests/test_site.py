@@ -59,6 +59,14 @@ def test_every_lesson_and_module_has_a_page(site):
     assert 'Intersection' in (site/'api'/'unet.html').read_text() or 'IoU' in (site/'api'/'unet.html').read_text()
 
 
+def test_tables_are_tables(site):
+    "Those that a cell prints, too: no page shows the bars and dashes that one is written with"
+    text = {p: p.read_text(encoding='utf-8') for p in site.rglob('nbs/**/*.html')}
+    assert not [p.name for p,o in text.items() if re.search(r'<p>\||\| ?-{3,} ?\|', re.sub(r'(?s)<pre>.*?</pre>', '', o))]
+    lesson = text[site/'nbs'/'05_feature_loss_superres.html']
+    assert 'PSNR, dB</p></th>' in lesson and '<th>train_loss</th>' in lesson # ours, and fastai's while it trains
+
+
 def test_in_a_browser(site, tmp_path):
     from browser import browsing, until # skips where there is none
     with browsing(tmp_path/'profile') as d:
