@@ -453,6 +453,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'course_lib.files._digest': ('lib/files.html#_digest', 'course_lib/files.py'),
                                   'course_lib.files._editable': ('lib/files.html#_editable', 'course_lib/files.py'),
                                   'course_lib.files._imported': ('lib/files.html#_imported', 'course_lib/files.py'),
+                                  'course_lib.files._ops': ('lib/files.html#_ops', 'course_lib/files.py'),
                                   'course_lib.files._parts': ('lib/files.html#_parts', 'course_lib/files.py'),
                                   'course_lib.files._used': ('lib/files.html#_used', 'course_lib/files.py'),
                                   'course_lib.files.atomic_path': ('lib/files.html#atomic_path', 'course_lib/files.py'),

@@ -11,7 +11,9 @@ import hashlib, os, re, shutil, tarfile, tomllib, zipfile
 from functools import partial
 from pathlib import Path
 import fastai.data as fastai_data
-from fastai.vision.all import AttrDict, L, URLs, fastai_cfg, get_image_files
+from fastcore.basics import AttrDict
+from fastcore.foundation import L
+from fastcore.xtras import Config
 from fastdownload.core import checks_module, download_url, path_stats, read_checks
 from .core import CourseError, active_profile, course_file, data_home
 from .files import file_lock, write_atomic
@@ -47,6 +49,7 @@ def count_files(
 # %% ../nbs/lib/data.ipynb #7ca4deb7
 def known_images(path:str|Path) -> list: # a dataset's folder → their files, in the order of `get_image_files`
     "A dataset's pictures, see `known_files`; raises `CourseError` where there are none"
+    from fastai.data.transforms import get_image_files # here: who asks where data lie need not wait
     files = L(known_files(get_image_files(path)))
     if not files: raise CourseError(f'{path}: no pictures there. Expected the folders of a dataset')
     return files
@@ -167,9 +170,9 @@ def _neural_style_layout(path): # the unpacked archive of jcjohnson's neural-sty
 _converters = {None: lambda path: path, 'segnet': segnet_layout, 'neural_style': _neural_style_layout}
 
 # %% ../nbs/lib/data.ipynb #558b0414
-def _fastai_folder(kind): # `data` or `archive`, for looking even where fastai cannot make its config.ini
-    try: return fastai_cfg().path(kind)
-    except OSError: return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/kind
+def _fastai_folder(kind): # `data` or `archive`, as fastai's config.ini has it, or would
+    home, usual = os.environ.get('FASTAI_HOME', '~/.fastai'), dict(data='data', archive='archive')
+    return Config(home, 'config.ini', usual, save=False).path(kind)
 
 def _list_once(card, path):
     if 'listed' in card.full and path.is_dir(): list_files(path, card.full['listed'])
@@ -184,7 +187,7 @@ def _unpacked(name, card, arch, tmp, stats):
     "Check an archive and what is in it: the folder with the dataset"
     full = card.full
     _check_archive(name, arch, stats, full.get('sha256'))
-    path = _unpack(name, arch, tmp, 20*full['bytes']+10**8, 10*full['count']+10**4) # many times what is known
+    path = _unpack(name, arch, tmp, 20*full['bytes']+10**8, 10*full['count']+1000) # many times what is known
     path = _converters[full.get('convert')](path)
     _list_once(card, path)
     check_layout(name, path, full['layout'], shown=f'the archive {arch}')
@@ -193,6 +196,7 @@ def _unpacked(name, card, arch, tmp, stats):
 # %% ../nbs/lib/data.ipynb #a53f7601
 def _fetch(name, card, dest, timeout):
     "Fetch and unpack beside `dest`, check, rename; `CourseError`, and nothing is left, if that fails"
+    from fastai.data.external import URLs
     url = getattr(URLs, card.full['url'], card.full['url'])
     archives, tmp = _fastai_folder('archive'), dest.parent/f'.{dest.name}-fetching'
     arch = archives/card.full.get('archive', url.split('/')[-1])

@@ -161,6 +161,18 @@ _no_code = """__dict__ __weakref__ __doc__ __module__ __annotations__ __firstlin
 def _contents(cls): return [(k, v) for k,v in vars(cls).items() if k not in _no_code]
 
 # %% ../nbs/lib/files.ipynb #b00c7708
+def _ops(code): # its steps; Python writes a call of `np.x` in another way beside the line that imports np
+    res, at = [], {}
+    for o in dis.get_instructions(code):
+        at[o.offset] = len(res)
+        if o.opname != 'PUSH_NULL': res.append(o)
+    def arg(o):
+        if o.opcode in _jumps: return at.get(o.argval)
+        return o.argval if isinstance(o.argval, str) else o.arg
+    return [(o.opname.replace('METHOD', 'ATTR'), arg(o)) for o in res]
+
+_jumps = {*dis.hasjrel, *dis.hasjabs}
+
 def _parts(o): # what makes a thing of code what it is; None for data
     mod = (o.__name__ if isinstance(o, types.ModuleType) else getattr(o, '__module__', None)) or ''
     top, held = sys.modules.get(mod.partition('.')[0]), [*(getattr(o, '__closure__', None) or ())]
@@ -169,7 +181,7 @@ def _parts(o): # what makes a thing of code what it is; None for data
     if isinstance(o, types.FunctionType): return o.__code__, o.__defaults__, o.__kwdefaults__, held, _used(o)
     if isinstance(o, type): return o.__qualname__, o.__bases__, _contents(o)
     if isinstance(o, types.ModuleType): return Path(o.__file__).read_bytes() # without a file: nobody can tell
-    if isinstance(o, types.CodeType): return o.co_code, o.co_names, o.co_consts
+    if isinstance(o, types.CodeType): return _ops(o), o.co_names, o.co_consts
     if isinstance(o, types.CellType): return () if o == types.CellType() else (o.cell_contents,)
     if isinstance(o, property): return o.fget, o.fset, o.fdel
     if isinstance(o, frozenset): return sorted(map(repr, o))

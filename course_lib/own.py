@@ -16,9 +16,8 @@ from fastcore.basics import AttrDict
 from PIL import Image, ImageOps
 from .core import CourseError, data_home, read_settings, tell_path
 from .files import code_key, file_lock, read_json, why_unwritable, write_atomic
-from course_lib.pictures import (crappy_name, file_bytes, files_in, legible, open_photo, open_rgb,
-    why_unreadable)
-from .scenes import SceneMask
+from .pictures import (crappy_name, file_bytes, files_in, legible, open_mask, open_photo,
+    open_rgb, why_unreadable)
 from .show import tell_once
 
 # %% ../nbs/lib/own.ipynb #3348f1b0
@@ -98,7 +97,7 @@ def _scenes(src, files):
     return {**{f'images/{k}': o for k,o in pics.items()}, **labels, **texts}
 
 def _coded(src, labels): # mask files → the names of their classes, and masks with the numbers of these
-    numbers = lambda o: np.asarray(SceneMask.create(src/o))
+    numbers = lambda o: np.asarray(open_mask(src/o))
     found = sorted({int(n) for o in labels.values() for n in np.unique(numbers(o))})
     codes = found if found == [0, 255] else [o for o in found if o < 255]
     table = np.full(256, len(codes), np.uint8)

@@ -181,9 +181,13 @@ def open_photo(
     return res, note
 
 # %% ../nbs/lib/pictures.ipynb #be3e4932
-def open_mask(path) -> Image.Image: # a file → in the file's own mode
-    "A picture whose numbers are no colours, upright, and read as carefully as a photograph"
-    with open(path, 'rb') as f: return _read_file(f, _read_upright, most_pixels)
+def open_mask(path) -> Image.Image: # a file: a palette, one bit, sixteen, grey as colours → numbers, mode L
+    "A picture whose numbers are classes, upright, read with care; raises `ValueError` where it is coloured"
+    with open(path, 'rb') as f: a = np.asarray(im := _read_file(f, _read_upright, most_pixels))
+    if im.mode in ('RGB', 'RGBA', 'LA', 'PA'): a = a[..., :3 if len(im.mode) > 2 else 1]
+    if a.ndim == 3 and (a != a[..., :1]).any():
+        raise ValueError('it is coloured, and a mask has a number for each pixel')
+    return Image.fromarray((a[..., 0] if a.ndim == 3 else a).clip(0, 255).astype(np.uint8))
 
 # %% ../nbs/lib/pictures.ipynb #1ece25b5
 _too_many = Image.DecompressionBombError, Image.DecompressionBombWarning

@@ -7,9 +7,7 @@ __all__ = ['scene_codes', 'scene_files', 'mask_file', 'SceneMask', 'check_masks'
 
 # %% ../nbs/lib/scenes.ipynb #402c74f2
 from pathlib import Path
-import numpy as np
 from fastai.vision.all import PILMask, get_image_files
-from PIL import Image
 from .core import CourseError
 from .tensors import PILPhoto, image_cache
 from .pictures import open_mask
@@ -63,11 +61,7 @@ class SceneMask(PILMask):
     @classmethod
     def create(cls, fn, **kwargs):
         if not isinstance(fn, (str, Path)): return super().create(fn, **kwargs)
-        a = np.asarray(im := open_mask(fn))
-        if im.mode in ('RGB', 'RGBA', 'LA', 'PA'): a = a[..., :3 if len(im.mode) > 2 else 1]
-        if a.ndim == 3 and (a != a[..., :1]).any():
-            raise ValueError('it is coloured, and a mask has a number for each pixel')
-        return cls(Image.fromarray((a[..., 0] if a.ndim == 3 else a).clip(0, 255).astype(np.uint8)))
+        return cls(open_mask(fn))
 
 # %% ../nbs/lib/scenes.ipynb #f16bb2ba
 def check_masks(

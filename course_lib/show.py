@@ -59,7 +59,8 @@ def use_style():
     mpl.rc('axes.spines', top=False, right=False)
     mpl.rc('figure', figsize=(6, 3.4), dpi=80)
     mpl.rcParams.update({'figure.constrained_layout.use': True, 'savefig.dpi': 80, 'grid.alpha': .3,
-        'image.cmap': 'gray', 'font.size': 9, 'legend.frameon': False})
+        'image.cmap': 'gray', 'font.size': 9, 'legend.frameon': False,
+        'axes.formatter.min_exponent': 3}) # on a log axis .06, not 6 × 10⁻²
     try: from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError: return
     if not _in_ipython(): return

@@ -17,7 +17,11 @@ def write_nb(path, *cells): # sources of code
 
 
 @pytest.fixture(scope='session')
-def data_folder(tmp_path_factory): return tmp_path_factory.mktemp('data')
+def data_folder(tmp_path_factory):
+    "With a copy of the samples that the clone has, which need not be drawn once more"
+    d, made = tmp_path_factory.mktemp('data'), root/'data'/'sample'
+    if made.exists(): shutil.copytree(made, d/'sample')
+    return d
 
 
 @pytest.fixture(autouse=True)

@@ -254,17 +254,16 @@ def nobody(uid): raise KeyError(uid)
 pwd.getpwuid = nobody
 '''
 
-@pytest.mark.parametrize('first, env', [('', dict(MPLBACKEND='svg')), ('', dict(MPLBACKEND='Qt')), ('', dict(MPLBACKEND='agg')), (no_user, dict(HOME=None)),
-    ('', dict(HOME='file')), ('', dict(TMPDIR='long')), ('', dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')),
-    ('', dict(PYTHONIOENCODING='latin-1')), ('', dict(PYTHONIOENCODING='utf-8:strict'))],
+@pytest.mark.parametrize('first, env', [('', dict(MPLBACKEND='svg', PYTHONIOENCODING='latin-1')), (no_user, dict(HOME=None, PYTHONIOENCODING='utf-8:strict')),
+    ('', dict(HOME='file', MPLBACKEND='Qt')), ('', dict(TMPDIR='long', LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', MPLBACKEND='agg'))],
     ids=lambda o: ' '.join(map(str, o)) if isinstance(o, dict) else bool(o))
 def test_any_terminal_any_home(nbs, tmp_path, first, env):
     "A figure, text that the terminal cannot show, a name that is not UTF-8: the page has them, and the run says ok"
     if 'HOME' in env and env['HOME']:
-        env = dict(HOME=str(tmp_path/'file'/'home'))
+        env = {**env, 'HOME': str(tmp_path/'file'/'home')}
         (tmp_path/'file').write_text('')
     if 'TMPDIR' in env:
-        env = dict(TMPDIR=str(tmp_path/('d'*100)))
+        env = {**env, 'TMPDIR': str(tmp_path/('d'*100))}
         Path(env['TMPDIR']).mkdir()
     nbs(_01_any=['import matplotlib.pyplot as plt; plt.plot([1, 2]);', 'print("█ → 水", "\\udcff")'])
     p = start_run(tmp_path, first=first, **env)
@@ -276,7 +275,7 @@ def test_any_terminal_any_home(nbs, tmp_path, first, env):
     if 'latin-1' in env.values(): assert '--' in out and '─' not in out
 
 
-@pytest.mark.parametrize('enc', ['latin-1', 'ascii', 'utf-8:strict'])
+@pytest.mark.parametrize('enc', ['ascii', 'utf-8:strict'])
 def test_other_commands_on_any_terminal(course, tmp_path, enc):
     "Results, and a report about a file whose name is no text"
     res = course('results', PYTHONIOENCODING=enc)
@@ -486,7 +485,7 @@ plt.plot([1, 2]); plt.show
 print(plt.get_backend(), Path('../../settings.ini').exists(), Path.cwd().name, lesson_settings('01').profile)
 ask.run()"""
 
-@pytest.mark.parametrize('args, ran', [(['--only', 'c'], ['c']), (['a, b'], ['a, b']), (['--only', 'c', '--only', 'a, b'], ['a, b', 'c']), ([], ['a, b', 'c'])])
+@pytest.mark.parametrize('args, ran', [(['--only', 'c'], ['c']), (['a, b', '--only', 'c'], ['a, b', 'c']), ([], ['a, b', 'c'])])
 def test_answers_by_name(own_cells, args, ran):
     "By `--only` and without it; figures go nowhere, relative paths begin at the notebook, and its cells have the profile that was asked for"
     res = own_cells(ask_two, *args, '--seeds', '1', '--profile', 'sample')
@@ -587,10 +586,8 @@ def test_crappify_a_broken_file(course, photos, tmp_path):
 def test_crappify_errors(course, one_line, photos, args, said): assert said in one_line(course('crappify', *args))
 
 
-def test_doctor(capsys, tmp_path, monkeypatch):
+def test_doctor(capsys):
     "Versions, device, data, and what full would download"
-    from fastai.vision.all import Config
-    monkeypatch.setattr('course_lib.data.fastai_cfg', lambda: Config(tmp_path/'fastai', 'config.ini', create=dict(data='data', archive='archive')))
     cli.doctor()
     out = capsys.readouterr().out
     for o in ('torch', 'device    cpu', 'GiB in the machine', 'profile   sample', 'would download 15.7 MB', '01_mnist_resnet'): assert o in out

@@ -463,6 +463,17 @@ def test_redone_when_the_function_changes(src, tmp_path):
     assert code_key(lambda im, rng: im) and code_key(eval('lambda im, rng: im')) != code_key(eval('lambda im, rng: None'))
 
 
+def test_key_of_a_cell_and_of_its_module():
+    "Compiled beside the import or apart from it, the same function has one key; what stands within the `if` and what after it are two"
+    def key(*sources):
+        space = {'__name__': '__main__'}
+        for o in sources: exec(compile(o, 'a cell', 'exec'), space)
+        return code_key(space['f'])
+    first, f = 'import numpy as np\n', 'def f(x):\n    y = 1\n    if x: y = np.exp(np.asarray(x))\n    y = np.log(y)\n    return y\n'
+    assert key(first, f) == key(first+f)
+    assert key(first, f) != key(first, f.replace('\n    y = np.log(y)', '; y = np.log(y)'))
+
+
 def test_dst_inside_src(src):
     "A destination inside the source is not read again; a hidden file is no photograph"
     (src/'.hidden.jpg').write_bytes(b'x')

@@ -27,7 +27,7 @@ no_tensors = { # called so, and without a tensor in them
     'phases.phases_step', 'restore.grid_step', 'restore.old_squares', 'restore.torn_squares',
     'samples.photos.digit_image', 'samples.things.draw_thing', 'harmonize.histogram_at',
     'runner.explain_error', 'diagrams.draw_unrolled', 'diagrams.draw_loop', 'diagrams.draw_both', 'diagrams.draw_schematic',
-    'show.as_jpeg', 'show.beside', 'models.save_learner'}
+    'show.as_jpeg', 'show.beside', 'models.save_learner', 'pictures.open_mask'}
 
 
 def public():

@@ -395,11 +395,8 @@ def test_weights_are_used(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def archives(tmp_path, monkeypatch):
+def archives(tmp_path):
     "fastai's folders, for this test alone; gives the one for archives"
-    from fastai.vision.all import Config
-    cfg = Config(tmp_path/'fastai', 'config.ini', create=dict(data='data', archive='archive'))
-    monkeypatch.setattr('course_lib.data.fastai_cfg', lambda: cfg)
     (tmp_path/'fastai'/'archive').mkdir(parents=True)
     return tmp_path/'fastai'/'archive'
 

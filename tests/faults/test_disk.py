@@ -2,7 +2,7 @@
 import errno, io, json, os, shutil, tarfile
 import numpy as np, pytest, torch
 from PIL import Image
-from fastai.vision.all import AttrDict, Config, Learner, DataLoaders
+from fastai.vision.all import AttrDict, Learner, DataLoaders
 from torch import nn
 from conftest import root
 from course_lib import cli, data
@@ -112,7 +112,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(data, 'registry', lambda: {'toy': card})
     def _f(home):
         for o in ('data', 'archive'): (home/o).mkdir(exist_ok=True)
-        monkeypatch.setattr(data, 'fastai_cfg', lambda: Config(tmp_path/'cfg', 'config.ini', create=dict(data=str(home/'data'), archive=str(home/'archive'))))
+        monkeypatch.setenv('FASTAI_HOME', str(home))
     return _f
 
 

@@ -3,7 +3,7 @@ import io, os, signal, sys, tarfile, threading, time, traceback
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np, pytest, torch
 from PIL import Image
-from fastai.vision.all import AttrDict, Config
+from fastai.vision.all import AttrDict
 from torch import nn
 from conftest import patience
 from course_lib import data, kept_weights
@@ -77,7 +77,6 @@ def toy(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, args=(.05,), daemon=True).start()
     full = AttrDict(url=f'http://127.0.0.1:{server.server_port}/toy.tgz', folder='toy', count=3, bytes=200_000, layout={'*/*.txt': 3})
     monkeypatch.setattr(data, 'registry', lambda: {'toy': AttrDict(full=full)})
-    monkeypatch.setattr(data, 'fastai_cfg', lambda: Config(tmp_path/'fastai', 'config.ini', create=dict(data='data', archive='archive')))
     monkeypatch.setenv('no_proxy', '*')
     yield AttrDict(home=tmp_path/'fastai', body=body, end=end)
     end.set()

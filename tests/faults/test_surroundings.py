@@ -89,8 +89,6 @@ def test_sample_asks_nobody(no_network):
 def test_full_without_a_network(no_network, monkeypatch, tmp_path):
     "Each dataset and each network's weights: one line, at once, that says what to carry where"
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
-    from fastai.vision.all import Config
-    monkeypatch.setattr('course_lib.data.fastai_cfg', lambda: Config(tmp_path/'fastai', 'config.ini', create=dict(data='data', archive='archive')))
     names = data_to_have('full')
     for o in names:
         with pytest.raises(CourseError, match='not at hand.*carry the archive to') as e: full_data(o)
