@@ -16,7 +16,7 @@ taken = { # file in results/pictures → notebook, id of the cell
 gallery = { # file → the part shown: left, top, right, bottom
     '01_loss_surface.png': (0, 0, 1, 1), '02_streets.png': (0, 0, .75, .66), '03_old_family.png': (0, 0, .5, 1),
     '04_restored.jpg': (0, 0, 1, .36), '05_restored.jpg': (0, 0, 1, .36), '05b_restored.jpg': (0, 0, 1, .36),
-    '06_bedrooms.jpg': (0, .06, .6, 1), '07_zebras.jpg': (0, 0, 1, .5), '08_style.png': (0, 0, 1, 1),
+    '06_bedrooms.jpg': (0, .06, .6, 1), '07_zebras.jpg': (0, 0, .5, .5), '08_style.png': (0, 0, 1, 1),
     '09b_pointer.png': (0, 0, 1, 1), '10_answers.png': (0, 0, .6, .2), '12_loops.png': (0, 0, 1, 1)}
 
 
