@@ -9,13 +9,14 @@ from course_lib.core import CourseError, clone_root
 from course_lib.files import write_atomic
 
 taken = { # file in results/pictures → notebook, id of the cell
+    '01_gradients.png': ('01_mnist_resnet', '856fca3c'),
     '04_restored.jpg': ('04_gan_superres', '04b00003'), '05_restored.jpg': ('05_feature_loss_superres', '05b00003'),
     '05_colour.jpg': ('05_feature_loss_superres', '6c0d0051'), '06_bedrooms.jpg': ('06_wgan_bedrooms', '06b00003'),
     '07_zebras.jpg': ('07_cyclegan', '07a00004'), '08b_painted.jpg': ('08b_painterly_harmonization', 'd358e3a7'),
     '09b_pointer.png': ('09b_looking_back', 'a2328b6e')}
 gallery = { # file → the part shown: left, top, right, bottom
     '01_loss_surface.png': (0, 0, 1, 1), '02_streets.png': (0, 0, .75, .66), '03_old_family.png': (0, 0, .5, 1),
-    '04_restored.jpg': (0, 0, 1, .36), '05_restored.jpg': (0, 0, 1, .36), '05b_restored.jpg': (0, 0, 1, .36),
+    '04_restored.jpg': (0, 0, 1, .657), '05_restored.jpg': (0, 0, 1, .657), '05b_restored.jpg': (0, 0, 1, .657),
     '06_bedrooms.jpg': (0, .06, .6, 1), '07_zebras.jpg': (0, 0, .5, .5), '08_style.png': (0, 0, 1, 1),
     '09b_pointer.png': (0, 0, 1, 1), '10_answers.png': (0, 0, .6, .2), '12_loops.png': (0, 0, 1, 1)}
 

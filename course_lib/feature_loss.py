@@ -21,7 +21,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 from .core import CourseError, course_device, runs_home, seed_everything
 from .data import at_hand
 from .gan import (InputUnet, fit_squares, gen_learner, make_generator, measure_squares,
-    play_squares, restorer_start)
+    patch_kid, play_squares, restorer_start)
 from .kept_weights import kept, network_kind, save_weights
 from .metrics import psnr
 from .models import (channels_last, half_dtype, imagenet_norm, imagenet_weights, in_half,
@@ -259,7 +259,7 @@ def train_features(cfg) -> tuple: # settings of a kept training; (generator, sec
 def measure_features(net, cfg) -> dict: # a restorer of kept weights; its settings
     "Scores, and LPIPS beside that of lesson 04's kept networks where the photographs are at hand"
     lpips = lpips_metric('auto' if at_hand(cfg.dataset, cfg.profile) else 'no')
-    res = measure_squares(net, cfg, lpips=lpips)
+    res = measure_squares(net, cfg, lpips=lpips, kid=patch_kid)
     for o in ('pixels', 'gan') if lpips else ():
         scores = measure_squares(kept(f'04_{o}')[0], cfg, lpips=lpips)
         res |= {f'{k}_{o}': v for k,v in scores.items() if k.startswith('lpips')}

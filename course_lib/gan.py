@@ -7,7 +7,7 @@ __all__ = ['measure_pixels', 'measure_gan', 'InputUnet', 'make_generator', 'gen_
            'critic_conv', 'CriticBlock', 'patch_critic', 'lesson_critic', 'critic_dls', 'critic_learner', 'critic_bce',
            'generator_loss', 'one_side', 'critic_step', 'generator_step', 'StandStill', 'EvalMode', 'FilmStrip',
            'gan_learner', 'train_generator', 'train_critic', 'train', 'superres_generator', 'restorer_start',
-           'fit_squares', 'play_squares', 'train_pixels', 'train_gan', 'told_apart', 'measure_squares']
+           'fit_squares', 'play_squares', 'train_pixels', 'train_gan', 'told_apart', 'patch_kid', 'measure_squares']
 
 # %% ../nbs/04_gan_superres.ipynb #8a0df828
 import tempfile
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastai.vision.all import (Adam, AttrDict, Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock,
-    MSELossFlat)
+    Lambda, MSELossFlat)
 from torchvision.utils import save_image
 from fastai.vision.gan import (AdaptiveGANSwitcher, AdaptiveLoss, GANDiscriminativeLR, GANLearner,
     accuracy_thresh_expand)
@@ -26,8 +26,8 @@ from .checkpoints import Resumable
 from .core import CourseError, course_device, runs_home, seed_everything
 from .data import at_hand, get_data
 from .tensors import TensorDL
-from .kept_weights import network_kind
-from .metrics import psnr, ssim
+from .kept_weights import kept, network_kind
+from .metrics import kernel_distance, psnr, ssim
 from .models import channels_last, imagenet_norm, memory_layout, save_learner
 from .pairs import SquarePhoto, crops_each, held_out, make_pairs, on_normalised, pair_dls, pair_tfms
 from .pairs import photo_scores, photo_squares, spoiled, square_batch, squares_to_train
@@ -324,6 +324,18 @@ def told_apart(critic, gen, x, cfg) -> float: # both networks; photographs held 
     both = [(critic(o), critic(gen(spoiled(o, cfg)))) for o in y.split(8)]
     return sum((a > 0).float().mean() + (b < 0).float().mean() for a,b in both).item()/2/len(both)
 
+# %% ../nbs/04_gan_superres.ipynb #6c0d0027
+@torch.no_grad()
+def patch_kid(out, y) -> float: # equally many restored pictures and photographs (n, 3, h, w), normalised
+    "KID (Bińkowski et al. 2018) of squares of 64 pixels, by the features of lesson 10's small VGG"
+    cut = lambda o: o.unfold(2, 64, 64).unfold(3, 64, 64).permute(0,2,3,1,4,5).flatten(0, 2)
+    real, fake = (cut((255*imagenet_norm(o, back=True)).clamp(0, 255).round().byte()) for o in (y, out))
+    seen = nn.Sequential(Lambda(lambda o: imagenet_norm(o/255)), *kept('10_judge')[0][:-1])
+    with torch.random.fork_rng():
+        torch.manual_seed(0) # which halves are compared
+        return kernel_distance(seen, real, fake)
+
+# %% ../nbs/04_gan_superres.ipynb #6c0d0026
 @torch.no_grad()
 def measure_squares(net, cfg, **more) -> dict: # a restorer; its settings; more scores of (output, target)
     "Scores on the course's held-out photographs, and on the dataset's, where that is at hand"
@@ -339,4 +351,4 @@ def measure_squares(net, cfg, **more) -> dict: # a restorer; its settings; more 
         res |= {k+tail: v for k,v in scores.items()}
     return res
 
-measure_pixels = measure_gan = measure_squares
+measure_pixels = measure_gan = partial(measure_squares, kid=patch_kid)
