@@ -65,19 +65,21 @@ class Textbook:
 def networks(arch, pretrained, pictures, device):
     "The same weights twice: as torchvision has them, and as our judge keeps them"
     import copy, torch
-    from course_lib.models import imagenet_norm
+    from course_lib.models import imagenet_norm, imagenet_weights, torchvision_encoder
     from course_lib.feature_loss import fold_norms, judge_encoder
     from course_lib.style import keep_outputs, lsuv_
-    net, trained = judge_encoder(arch, pretrained)
+    weights = None if arch == 'course' else imagenet_weights(arch, pretrained)
+    net = judge_encoder(arch, pretrained)[0] if arch == 'course' else torchvision_encoder(arch, weights)
+    trained = 'CIFAR-10' if arch == 'course' else 'ImageNet' if weights else ''
     keep_outputs(net).eval().requires_grad_(False)
     ours = fold_norms(copy.deepcopy(net))
     if not trained: net = copy.deepcopy(lsuv_(ours, imagenet_norm(pictures.cpu())))
-    return net.to(device), ours.to(device, memory_format=torch.channels_last), bool(trained)
+    return net.to(device), ours.to(device, memory_format=torch.channels_last), trained or 'random'
 
 
 @call_parse
 def main(
-    arch:str='vgg16_bn',    # The network: a name in torchvision.models, or small
+    arch:str='vgg16_bn',    # The network: a name in torchvision.models, or course: lesson 10's
     pretrained:str='auto',  # no, auto or yes
     size:int=256,           # Side of the pictures
     long:int=500,           # Evaluations of the textbook version
@@ -111,7 +113,7 @@ def main(
         losses = optimise(loss, FourierCanvas(start), evals, each=lambda *args: times.append(time.perf_counter()))[1]
         return losses, times
     ways = {'textbook': lambda n: textbook.run(start, n), 'ours': ours}
-    print(f"{arch}, {'ImageNet' if trained else 'RANDOM'} weights, {size} px, {device_name()}")
+    print(f"{arch}, weights: {trained}; {size} px, {device_name()}")
     same = textbook.loss(textbook.normed(start)).item(), loss(start).item()
     assert math.isclose(*same, rel_tol=1e-3 if half_dtype(device) is None else .05), f'not the same loss at the start: {same}'
     rates = {k: [] for k in ways}
@@ -129,7 +131,7 @@ def main(
     passed = low['ours'] <= low['textbook'] and ratio >= 1.2
     print('passed' if passed else 'NOT passed')
     textbook.close()
-    res = dict(arch=arch, weights='ImageNet' if trained else 'random', size=size, style_weight=weight, content=content, style=style, threads=threads,
+    res = dict(arch=arch, weights=trained, size=size, style_weight=weight, content=content, style=style, threads=threads,
         repeats=repeats, device=device_name(), versions=versions(), evaluations_per_second={k: [round(o, 3) for o in v] for k,v in rates.items()},
         ratio=round(ratio, 3), loss={k: round(v, 5) for k,v in low.items()}, evaluations=dict(textbook=long, ours=short), passed=passed,
         curve={k: [round(o, 4) for o in v[::10]] for k,v in got.items()})
