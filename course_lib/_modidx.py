@@ -496,6 +496,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_lib.gan.measure_squares': ('gan_superres.html#measure_squares', 'course_lib/gan.py'),
                                 'course_lib.gan.one_side': ('gan_superres.html#one_side', 'course_lib/gan.py'),
                                 'course_lib.gan.patch_critic': ('gan_superres.html#patch_critic', 'course_lib/gan.py'),
+                                'course_lib.gan.patch_kid': ('gan_superres.html#patch_kid', 'course_lib/gan.py'),
                                 'course_lib.gan.play_squares': ('gan_superres.html#play_squares', 'course_lib/gan.py'),
                                 'course_lib.gan.restorer_start': ('gan_superres.html#restorer_start', 'course_lib/gan.py'),
                                 'course_lib.gan.save_preds': ('gan_superres.html#save_preds', 'course_lib/gan.py'),

@@ -42,14 +42,14 @@ def save_checkpoint(
 def _read(file):
     if not Path(file).exists(): raise CourseError(f'{file}: there is no checkpoint. Train first')
     try:
-        if zipfile.ZipFile(file).testzip(): raise ValueError # a bit has turned, which torch does not look at
+        with zipfile.ZipFile(file) as z:
+            if z.testzip(): raise ValueError # a bit has turned, which torch does not look at
         s = torch.load(file, map_location='cpu', weights_only=True)
         return {**s['parts']}, [{**o} for o in s['own']], {**s['settings']}, {**s['place']}
     except Exception as e:
         why = f'not a checkpoint that can be read ({type(e).__name__})'
         raise CourseError(f'{file}: {why}. Delete it and start anew') from None
 
-# %% ../nbs/lib/checkpoints.ipynb #bfffe637
 def _check_same(file, old, now, n_own):
     "Raise `CourseError` for a checkpoint of other settings, or of more or fewer processes"
     bad = [f'{k} = {old.get(k)} (now {now.get(k)})' for k in {**old, **now} if old.get(k) != now.get(k)]

@@ -148,7 +148,6 @@ def lesson_module(lesson:str): # its name
     "The module that a lesson exports"
     return importlib.import_module(f'course_lib.{lessons()[find_lesson(lesson)].module}')
 
-# %% ../nbs/lib/cli.ipynb #00dafc82
 def _keep_weights(name):
     from course_lib.kept_weights import keep_training, kept_file, kept_trainings
     mine = [k for k,o in kept_trainings().items() if find_lesson(o.lesson) == name]
@@ -191,7 +190,7 @@ def crappify(
     workers:int=0        # Processes; 0: one a core
 ) -> int: # 1 if a file was left out that seemed to be a picture, else 0
     "Ruin every photograph in a folder, for lessons 04 and 05; goes on where it was stopped"
-    if workers < 0 or not 0 <= seed < 2**64:
+    if min(workers, seed) < 0:
         raise CourseError(f'workers = {workers}, seed = {seed}: expected 0 or more')
     from course_lib.crappify import crappify_folder
     rep = crappify_folder(steps, src, dst, seed=seed, workers=workers or None)

@@ -80,7 +80,6 @@ def lessons() -> dict: # name of the notebook → its table in `lessons.toml`
     text = course_file('lessons.toml').read_text(encoding='utf-8')
     return {k: AttrDict(v) for k,v in tomllib.loads(text).items()}
 
-# %% ../nbs/lib/core.ipynb #5da45ecc
 def find_lesson(name:str) -> str: # `01`, `1` or `01_mnist_resnet`
     "The full name of a lesson; raises `CourseError` with the list when there is none"
     for o in lessons():
@@ -222,7 +221,7 @@ def _asked(cmd):
     except OSError: return '' # there is no such program
 
 def _cpu_name():
-    try: names = re.findall(r'^model name\s*:\s*(\S.*)', open('/proc/cpuinfo', errors='replace').read(), re.M)
+    try: names = re.findall(r'^model name\s*:\s*(\S.*)', Path('/proc/cpuinfo').read_text('latin1'), re.M)
     except OSError: names = [_asked(['sysctl', '-n', 'machdep.cpu.brand_string'])]
     return next(filter(None, names), platform.processor() or platform.machine())
 

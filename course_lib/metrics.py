@@ -63,7 +63,6 @@ def _collage(x): # the lower half of another picture
     h = x.shape[2]//2
     return torch.cat([x[:, :, :h], x.roll(1, 0)[:, :, h:]], 2)
 
-# %% ../nbs/lib/metrics.ipynb #4d281f23
 corruptions = dict(none=lambda x: x, blur=_blur, grain=lambda x: x + .15*torch.randn_like(x),
     upside=lambda x: x.flip(2), halves=lambda x: x.roll(x.shape[3]//2, 3), tint=lambda x: x.roll(1, 1),
     collage=_collage, mosaic=_mosaic)

@@ -108,7 +108,7 @@ def _kept_bytes(model, n, sz):
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = model(torch.zeros(n, 3, *sz))
-    return sum(kept.values()) + out.nbytes
+    return sum({**kept, out.untyped_storage().data_ptr(): out.nbytes}.values())
 
 def picture_bytes(model:nn.Module, sz:tuple) -> int: # a network for (n, 3, h, w); left alone; (height, width)
     "Bytes that one training picture makes a network keep for the way back; measured on a copy on the CPU"
@@ -147,15 +147,14 @@ def _too_big(bs, model, sz, memory):
             f'What would: {fits or "nothing down to half this size"}. Set batch and sizes in settings.ini, '
             'or close what else uses the card (nvidia-smi shows it)')
 
-# %% ../nbs/lib/models.ipynb #f33d441a
 def card_bs(
     cfg, model:nn.Module, sz:tuple, # settings; the network; (height, width)
     memory=None # bytes; None: ask the card
 ) -> int:
-    "cfg.bs, or less where the card's memory asks for it; raises `CourseError` where not two pictures fit"
+    "cfg.bs, or less where the card's memory asks for it; raises `CourseError` where not even two fit"
     memory = memory or free_memory()
     fits = cfg.bs if memory is None else min(cfg.bs, bs_that_fits(model, sz, memory))
-    if fits < 2: raise CourseError(_too_big(cfg.bs, model, sz, memory))
+    if fits < min(2, cfg.bs): raise CourseError(_too_big(cfg.bs, model, sz, memory))
     if fits < cfg.bs: print(f'bs {fits}, not {cfg.bs}: no more fits into {memory/1e9:.3g} free GB')
     return fits
 
@@ -220,7 +219,7 @@ def can_compile(device) -> bool: # torch.device
     "Does torch.compile make code here? Where it does not (no compiler, an old card) one line says so"
     f = torch.compile(lambda x: x.sin()*x)
     try: f(torch.ones(8, device=device))
-    except Exception as e: why = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:160]}'
+    except Exception as e: why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
     else: return True
     print(f'torch.compile does not work here ({why}). Going on without it, slower'); return False
 

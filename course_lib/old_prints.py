@@ -30,17 +30,14 @@ def _hair(d, rng, x, y, unit, bright):
     way = np.cumsum(2*unit*rng.uniform(1, 3)*np.stack([np.cos(turn), np.sin(turn)], 1), 0) + [x, y]
     d.line([tuple(o) for o in way.tolist()], fill=bright, width=max(1, round(.7*unit)), joint='curve')
 
-# %% ../nbs/lib/old_prints.ipynb #376ba45f
 def _speck(d, rng, x, y, unit, bright):
     radii, turn = unit*rng.gamma(1.5, .9)*rng.uniform(.5, 1.4, 7), np.arange(7)*.9
     d.polygon([(x+a*math.cos(b), y+a*math.sin(b)) for a,b in zip(radii, turn)], fill=bright)
 
-# %% ../nbs/lib/old_prints.ipynb #87331fac
 def _specks(d, rng, im, n):
     for x,y,hair in rng.random((n, 3))*[2*im.width, 2*im.height, 1]:
         (_hair if hair < .12 else _speck)(d, rng, x, y, _unit(im), int(rng.integers(120, 256)))
 
-# %% ../nbs/lib/old_prints.ipynb #0dd18a13
 @step('old print')
 def dust(im, rng, n=span(0, 400, (30, 90), 1, '', 'specks and hairs'),
     colour=choice(['both', 'white', 'black'], 'of the dust')):
@@ -61,7 +58,6 @@ def _scratch(d, rng, im, upright, k=24): # a line that bends a little and is pre
     wide = [max(1, round(unit*o)) for o in rng.choice([.6, 1, 1.6], k, p=[.5, .35, .15])]
     for i in range(k-1): d.line([x[i], y[i], x[i+1], y[i+1]], fill=press[i], width=wide[i])
 
-# %% ../nbs/lib/old_prints.ipynb #a288dbbc
 @step('old print')
 def scratches(im, rng, n=span(0, 40, (3, 9), 1, '', 'how many'),
     direction=choice(['any', 'upright'], 'in any direction, or along the film')):

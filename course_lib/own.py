@@ -45,7 +45,10 @@ def hold_out(
 def _split(files, group=lambda o: ''): # → (file, its path below `train` and the like, held out?) for each
     side = {o: _sides.get(o.parts[0].lower()) if len(o.parts) > 1 else None for o in files}
     if {0, 1} <= {*side.values()}:
-        return [(o, Path(*o.parts[1:]), k) for o,k in side.items() if k is not None]
+        below = {o: (Path(*o.parts[1:]), k) for o,k in side.items() if k is not None}
+        n = Counter(below.values()) # valid and test may hold files of one name
+        named = lambda o, p: p.with_name(f'{o.parts[0]}_{p.name}')
+        return [(o, p if n[p, k] == 1 else named(o, p), k) for o,(p,k) in below.items()]
     groups = {}
     for o in files: groups.setdefault(group(o), []).append(o)
     held = set().union(*map(hold_out, groups.values()))
@@ -91,7 +94,7 @@ def _scenes(src, files):
     if len(pics) < 2: return {}
     lists = 'codes', *(('train', 'valid', 'test') if (src/'valid.txt').exists() else ())
     texts = {o.name: o.read_bytes() for k in lists if (o := src/f'{k}.txt').exists()}
-    texts.setdefault('valid.txt', '\n'.join(hold_out(pics)).encode())
+    texts.setdefault('valid.txt', '\n'.join(sorted(hold_out(pics))).encode())
     labels = {f'labels/{Path(k).stem}_P.png': masks[o.stem] for k,o in pics.items()}
     if 'codes.txt' not in texts: texts['codes.txt'], labels = _coded(src, labels)
     return {**{f'images/{k}': o for k,o in pics.items()}, **labels, **texts}

@@ -127,7 +127,7 @@ def pair_dls(
     pairs:dict, root, # see `pair_files`; the folder of the good ones
     cfg               # settings: bs, size, crop, max_zoom, variants
 ): # DataLoaders; a batch is two (bs,3,crop,crop), in validation (·,3,size,size), with ImageNet's statistics
-    "Crappy and good photographs, side by side; raises `CourseError` where there are fewer than a batch"
+    "Crappy and good photographs, side by side; raises `CourseError` where none is held out"
     valid, n = {o: held_out(o, root) for o in pairs}, cfg.get('variants', 1)
     if not any(valid.values()): raise CourseError(f'{tell_path(root)}: none of the {len(pairs)} photographs '
         'is held out. Expected more of them, or folders called train and valid')

@@ -238,7 +238,6 @@ def crappy_name(rel:str) -> str: # a file's path relative to its folder
     "The relative path of the crappy version"
     return rel if rel.lower().endswith(('.jpg', '.jpeg', '.png')) else rel + '.png'
 
-# %% ../nbs/lib/pictures.ipynb #aab9c3b0
 def _untouched(im, data):
     "Is a picture still what these bytes decode to? One that nobody has looked at yet is"
     return bool(getattr(im, 'tile', None)) or im.tobytes() == Image.open(io.BytesIO(data)).tobytes()

@@ -107,7 +107,7 @@ def optimise(
 
 # %% ../nbs/08_style_transfer.ipynb #d2cade7e
 class FourierCanvas(nn.Module):
-    "A picture by its Fourier coefficients, of which coarse and grey ones count more (Olah et al. 2017)"
+    "A picture as a sum of waves, of which coarse and grey ones count more (Olah et al. 2017)"
     def __init__(self, start, # (n, 3, h, w), what is on it at first
         power:float=.7, # how much more: 1/frequency to this power; 0: all alike
         grey:float=2.3  # how much more the mean of the colours counts than their differences; 1: alike

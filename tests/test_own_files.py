@@ -270,8 +270,8 @@ def test_a_claim_about_the_sample(monkeypatch, capsys):
     "It stops the lesson as it is shipped where a program runs it, and is said where settings, data or code are the reader's"
     shipped = lesson_settings('06', 'sample')
     with pytest.raises(AssertionError, match='nearer'): claim(False, 'nearer', shipped)
-    claim(False, 'nearer', {**shipped, 'epochs': 1}); claim(False, 'further', {**shipped, 'dataset': 'bedrooms:/x'})
-    assert capsys.readouterr().out == 'Not so here: nearer\nNot so here: further\n'
+    for k,o in dict(nearer=dict(epochs=1), further=dict(dataset='bedrooms:/x'), other=dict(seed=7)).items(): claim(False, k, {**shipped, **o})
+    assert capsys.readouterr().out == 'Not so here: nearer\nNot so here: further\nNot so here: other\n'
     monkeypatch.delenv('COURSE_RUNS'); monkeypatch.delenv('IN_TEST', raising=False)
     claim(False, 'edited', shipped); claim(True, 'right', shipped)
     assert capsys.readouterr().out == 'Not so here: edited\n'
