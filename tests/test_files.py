@@ -3,6 +3,7 @@ import json, os, stat, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import pytest
+from pathlib import Path
 from conftest import patience
 from course_lib.core import CourseError, lesson_settings, runs_home, tell_path
 from course_lib.files import MadeHere, file_lock, atomic_path, check_folder, write_atomic
@@ -189,13 +190,12 @@ print(tell_path('/nowhere'), data_home())'''
 
 def test_program_that_is_not_there(monkeypatch):
     "The processor's name on a system without /proc, with and without `sysctl`; no shell is asked"
-    import builtins
     from course_lib import core
-    real = builtins.open
+    real = Path.read_text
     def no_proc(f, *args, **kwargs):
         if str(f).startswith('/proc'): raise FileNotFoundError(f)
         return real(f, *args, **kwargs)
-    monkeypatch.setattr(builtins, 'open', no_proc)
+    monkeypatch.setattr(Path, 'read_text', no_proc)
     monkeypatch.setattr('platform.processor', lambda: 'a processor')
     def no_such(cmd, **kwargs):
         assert isinstance(cmd, list) and not kwargs.get('shell')
