@@ -2,8 +2,8 @@
 import json, os, stat, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-import pytest
 from pathlib import Path
+import pytest
 from conftest import patience
 from course_lib.core import CourseError, lesson_settings, runs_home, tell_path
 from course_lib.files import MadeHere, file_lock, atomic_path, check_folder, write_atomic
