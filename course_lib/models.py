@@ -107,8 +107,8 @@ def _kept_bytes(model, n, sz):
     def pack(t):
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = model(torch.zeros(n, 3, *sz))
-    return sum({**kept, out.untyped_storage().data_ptr(): out.nbytes}.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): pack(model(torch.zeros(n, 3, *sz)))
+    return sum(kept.values())
 
 def picture_bytes(model:nn.Module, sz:tuple) -> int: # a network for (n, 3, h, w); left alone; (height, width)
     "Bytes that one training picture makes a network keep for the way back; measured on a copy on the CPU"
