@@ -1,5 +1,6 @@
 # make course [LESSONS="01 09"] [PROFILE=full]   run the lessons     make test   everything that CI checks
-# make lab   JupyterLab on nbs/     make site   pages to read    make bench   the measurements     make test-gpu, make gpu-report   on a CUDA machine
+# make lab   JupyterLab               make site   pages to read    make bench   the measurements     make test-gpu, make gpu-report   on a CUDA machine
+# make pictures   results/pictures from the notebooks               make clean    deletes pages and caches; what you ran (_runs) and data/sample stay
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 export UV_COMPILE_BYTECODE := 1
 export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
-.PHONY: setup course test test-gpu gpu-report lab site bench lock navigation clean
+.PHONY: setup course test test-gpu gpu-report lab site bench pictures lock navigation clean
 .DEFAULT_GOAL := course
 
 setup: .venv/.ready
@@ -51,14 +52,17 @@ gpu-report: setup
 	@$(BIN)/python benchmarks/gpu_report.py --keep $(GPU_ARGS)
 
 lab: setup
-	$(BIN)/jupyter lab --notebook-dir nbs
+	$(BIN)/jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/nbs/00_start_here.ipynb
 
 # Static pages of the notebooks as they were executed: _site/index.html
 site: setup
 	@$(BIN)/python site/build.py
 
 bench: setup
-	@for f in $(filter-out benchmarks/gpu_report.py benchmarks/train_restorer.py,$(wildcard benchmarks/*.py)); do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+	@for f in $(filter-out $(addprefix benchmarks/,gpu_report.py train_restorer.py pictures.py),$(wildcard benchmarks/*.py)); do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+pictures: setup
+	@$(BIN)/python benchmarks/pictures.py
 
 # Names and versions only; universal, so that one file serves Linux, macOS and every supported Python.
 lock:
@@ -69,4 +73,4 @@ navigation: setup
 	@$(BIN)/python -c 'from course_lib.navigation import write_navigation; write_navigation()'
 
 clean:
-	rm -rf _runs _site data/sample data/cache
+	rm -rf _site data/cache

@@ -1,4 +1,4 @@
-"""The crappify lab: milliseconds from a slider's message to the new picture's bytes, for every step of the library.
+"""The crappify lab: milliseconds from a slider's message to the new picture's bytes, for every step of a crappifier.
 
 A real Jupyter kernel holds the panel with a photograph of 512×512 pixels. The script plays the browser: it sends the message that a
 moved slider sends, and waits for the message that carries the new picture. Every step is measured alone in the chain, its first
@@ -10,6 +10,7 @@ Writes _runs/bench/lab.json; run on a quiet machine.
 """
 import json, os, statistics, time
 from contextlib import contextmanager
+from importlib import import_module
 from queue import Empty
 from tempfile import TemporaryDirectory
 from fastcore.script import call_parse
@@ -98,6 +99,7 @@ def main(
     repeats:int=25 # how often each slider is moved
 ):
     "Measure the panel's answer for every step"
+    import_module('course_lib.old_prints') # its steps as well
     from course_lib.core import device_name, runs_home
     from course_lib.results import versions
     from course_lib.files import write_atomic

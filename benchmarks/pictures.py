@@ -18,7 +18,8 @@ gallery = { # file → the part shown: left, top, right, bottom
     '01_loss_surface.png': (0, 0, 1, 1), '02_streets.png': (0, 0, .75, .66), '03_old_family.png': (0, 0, .5, 1),
     '04_restored.jpg': (0, 0, 1, .657), '05_restored.jpg': (0, 0, 1, .657), '05b_restored.jpg': (0, 0, 1, .657),
     '06_bedrooms.jpg': (0, .06, .6, 1), '07_zebras.jpg': (0, 0, .5, .5), '08_style.png': (0, 0, 1, 1),
-    '09b_pointer.png': (0, 0, 1, 1), '10_answers.png': (0, 0, .6, .2), '12_loops.png': (0, 0, 1, 1)}
+    '09b_pointer.png': (0, 0, 1, 1), '10_answers.png': (0, 0, .6, .2), '12_loops.png': (0, 0, 1, 1),
+    '02b_upsampling.png': (0, 0, 1, 1), '08b_painted.jpg': (0, 0, 1, 1), '11_schedules.png': (0, 0, 1, 1)} # the last three in 00 alone
 
 
 def picture_of(notebook, cell):

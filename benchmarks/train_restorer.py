@@ -2,7 +2,7 @@
 for a CPU: squares are cut out of all photographs at once, damaged as a batch (JPEG with its own cosine transform and tables, within 43 to 50 dB
 of Pillow's), and the network is a residual U-Net without norms, which begins as the identity.
 
-    python benchmarks/train_restorer.py --data FOLDER [--seconds 150] [--out results/weights/restorer] [--start FILE]
+    python benchmarks/train_restorer.py --data FOLDER [--seconds 150] [--out _runs/restorer] [--start FILE]
 
 FOLDER holds photographs, with folders inside it; every twentieth is held out to choose on, and every twentieth to report on (5, 25, … and 15, 35, …
 of the sorted list). The course's own photographs join the training, those that it holds out excepted. Writes OUT.safetensors (16 bits, with settings and

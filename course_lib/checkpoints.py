@@ -22,7 +22,6 @@ _may_change = 'device', 'profile', 'lesson', 'half', 'judge_steps'
 def _states(parts): return {k: o.state_dict() for k,o in parts.items()}
 def _kept(settings): return {k: v for k,v in settings.items() if k not in _may_change}
 
-# %% ../nbs/lib/checkpoints.ipynb #df9f053e
 def save_checkpoint(
     file,          # where to
     parts:dict,    # name → a network, optimiser or anything else with a `state_dict`

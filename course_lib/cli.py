@@ -16,7 +16,7 @@ from fastcore.xtras import modified_env
 
 # %% ../nbs/lib/cli.ipynb #fc26fafd
 from .core import (active_profile, clone_root, CourseError, course_device, device_name, find_lesson,
-    lesson_settings, lessons, read_settings, runs_home, settings_files, tell_path)
+    lesson_settings, lessons, registry, read_settings, runs_home, settings_files, tell_path)
 from .files import check_folder, why_unwritable, write_errors, read_json, write_atomic
 from .report import readme_with, results_columns, results_rows
 from .results import answers_files, expected_minutes, header, versions
@@ -31,7 +31,6 @@ def _device_name():
     ask = [sys.executable, '-c', 'from course_lib.core import device_name; print(device_name())']
     return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
 
-# %% ../nbs/lib/cli.ipynb #d82ff78a
 def _notebooks(names, out):
     "The notebooks that are named, or all lessons; `CourseError` where they cannot be run into this folder"
     todo = sorted({find_notebook(o) for o in names}) or lesson_notebooks()
@@ -257,11 +256,11 @@ def _memory(dev):
 def doctor():
     "Versions, device, data, weights, and how long each lesson took"
     import torch
-    from course_lib.data import data_state, registry
+    from course_lib.data import data_state
     dev = course_device()
     weights = sorted(p.name for p in (Path(torch.hub.get_dir())/'checkpoints').glob('*.pth'))
     data = [[k, *(data_state(k, o) for o in ('sample', 'full'))] for k in registry()]
-    took = [[k, expected_minutes(k, 'sample'), expected_minutes(k, 'full')] for k in lessons()]
+    took = [[k, *(expected_minutes(k, o).split(';')[0] for o in ('sample', 'full'))] for k in lessons()]
     print(text_table(versions().items(), ['package', 'version']))
     print(f"\ndevice    {dev.type}: {device_name()}\nmemory    {_memory(dev) or 'unknown'}")
     print(f"profile   {active_profile()} ({', '.join(map(tell_path, settings_files()))})\n")

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['printable', 'CourseError', 'clone_root', 'course_file', 'data_home', 'runs_home', 'home_folder', 'tell_path',
-           'lessons', 'find_lesson', 'settings_files', 'read_settings', 'active_profile', 'lesson_settings',
-           'course_device', 'device_name', 'seed_everything']
+           'toml_tables', 'lessons', 'registry', 'find_lesson', 'settings_files', 'read_settings', 'active_profile',
+           'lesson_settings', 'course_device', 'device_name', 'seed_everything']
 
 # %% ../nbs/lib/core.ipynb #8934f070
 import configparser, os, platform, random, re, subprocess, tempfile, tomllib, warnings
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,10 +76,19 @@ def tell_path(path:str|Path) -> str: # a relative one starts at the working fold
     return printable(str(path))
 
 # %% ../nbs/lib/core.ipynb #1eb245b5
+_loads = cache(tomllib.loads)
+
+def toml_tables(path:str|Path) -> dict: # name of a table → what it says, to read and not to change
+    "The tables of a TOML file; the same text is parsed once"
+    return {k: AttrDict(v) for k,v in _loads(Path(path).read_text(encoding='utf-8')).items()}
+
 def lessons() -> dict: # name of the notebook → its table in `lessons.toml`
     "The lessons of the course, in order"
-    text = course_file('lessons.toml').read_text(encoding='utf-8')
-    return {k: AttrDict(v) for k,v in tomllib.loads(text).items()}
+    return toml_tables(course_file('lessons.toml'))
+
+def registry() -> dict: # name → its table in `datasets.toml`
+    "All datasets that the course knows"
+    return toml_tables(course_file('datasets.toml'))
 
 def find_lesson(name:str) -> str: # `01`, `1` or `01_mnist_resnet`
     "The full name of a lesson; raises `CourseError` with the list when there is none"

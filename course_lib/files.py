@@ -200,7 +200,6 @@ class _Hasher(NumpyHasher):
         self.todo.append(parts)
         return object, ()
 
-# %% ../nbs/lib/files.ipynb #9a33cd72
 def code_key(fn) -> str: # a function, method, class, `partial` or callable object
     "A key that changes with the code of `fn` and all it uses; always a new one where that cannot be seen"
     h = _Hasher('sha1')

@@ -7,7 +7,7 @@ __all__ = ['network_kinds', 'network_kind', 'weights_digest', 'unlike', 'rounded
            'kept_file', 'kept_trainings', 'kept', 'kept_settings', 'measure_kept', 'keep_training']
 
 # %% ../nbs/lib/weights.ipynb #53e20861
-import hashlib, json, subprocess, tomllib
+import hashlib, json, subprocess
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from .core import CourseError, clone_root, course_device, device_name
-from .core import find_lesson, lesson_settings, lessons, tell_path
+from .core import find_lesson, lesson_settings, lessons, tell_path, toml_tables
 from .files import write_atomic
 from .models import check_finite, small_vgg
 from .results import versions
@@ -135,8 +135,7 @@ def kept_file(name:str) -> Path: # such as `07_zebras`
 
 def kept_trainings() -> dict: # name → lesson, profile, settings, kind, title, data, limits
     "What was trained for longer than a lesson takes, and is kept"
-    text = kept_file('kept').with_suffix('.toml').read_text(encoding='utf-8')
-    return {k: AttrDict(v) for k,v in tomllib.loads(text).items()}
+    return toml_tables(kept_file('kept').with_suffix('.toml'))
 
 def _home(name): # the module that trains it: its lesson's, where the entry names no other
     o = kept_trainings()[name]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['imagenet_weights', 'imagenet_norm', 'torchvision_encoder', 'small_vgg', 'picture_bytes', 'bs_that_fits',
            'free_memory', 'card_bs', 'is_oom', 'tell_memory', 'check_finite', 'save_learner', 'memory_layout',
-           'channels_last', 'half_dtype', 'can_compile', 'fast_model', 'in_half']
+           'channels_last', 'half_dtype', 'can_compile', 'HalfPass', 'fast_model', 'in_half']
 
 # %% ../nbs/lib/models.ipynb #ad6bf900
 import copy, hashlib, io
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from torch import nn
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import save_model
 from fastai.vision.core import imagenet_stats
@@ -224,16 +225,26 @@ def can_compile(device) -> bool: # torch.device
     print(f'torch.compile does not work here ({why}). Going on without it, slower'); return False
 
 # %% ../nbs/lib/models.ipynb #e573829f
+class HalfPass(Callback):
+    "The forward pass in bfloat16, on whatever device"
+    def before_batch(self):
+        self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
+        self.autocast.__enter__()
+    def after_pred(self):
+        self.autocast.__exit__(None, None, None)
+        self.learn.pred = self.pred.float()
+
 def fast_model(
     model:nn.Module,   # a network
     speed:str='fast'   # `plain`: as it is, whatever the device
 ) -> tuple: # the network on its device, and a list of callbacks for its Learner
     "A network on the default device, and what makes it fast there"
     dev = course_device()
-    model = model.to(dev, memory_format=memory_layout(dev))
-    if speed == 'plain' or dev.type != 'cuda': return model, channels_last()
+    model, half = model.to(dev, memory_format=memory_layout(dev)), half_dtype(dev)
+    if speed == 'plain': return model, channels_last()
+    if dev.type != 'cuda': return model, [*channels_last(), *([HalfPass()] if half else [])]
     if can_compile(dev): model.compile() # in place: the names of its weights stay as they are
-    return model, [*channels_last(), MixedPrecision('bf16' if half_dtype(dev) is torch.bfloat16 else 'fp16')]
+    return model, [*channels_last(), MixedPrecision('bf16' if half is torch.bfloat16 else 'fp16')]
 
 # %% ../nbs/lib/models.ipynb #d7d8e1b3
 def in_half(

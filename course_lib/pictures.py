@@ -114,7 +114,6 @@ def _leave_out(im, smallest, longest):
 
 _brought = {'P': 'palette', 'CMYK': 'CMYK', 'I': '16 bits', 'F': 'floats'}
 
-# %% ../nbs/lib/pictures.ipynb #6e7285ab
 def _note(im, lies): # what is unusual about a picture, and what is done about it; None for a plain one
     try: film = getattr(im, 'is_animated', False) and im.format != 'MPO'
     except Exception: film = False # its first frame may be good all the same
@@ -131,7 +130,6 @@ def _check_size(im, most):
     if im.width*im.height <= most: return
     raise Image.DecompressionBombError(f'{im.width:,}×{im.height:,} pixels are too many')
 
-# %% ../nbs/lib/pictures.ipynb #36061274
 def _read(im, smallest, longest, most):
     "Look at a picture's size, then decode it: the picture in RGB, a note, what was left out"
     _check_size(im, math.inf)
@@ -151,7 +149,6 @@ def _read_upright(im, most): # a picture's numbers as they are, set upright
     lies = _orientation(im)
     return im.transpose(_turns[lies]) if lies > 1 else im
 
-# %% ../nbs/lib/pictures.ipynb #ac2a7020
 def _read_file(f, read, *args):
     "What `read` makes of an open file; where it stumbles, of the file without its notes"
     try: return read(_header(f), *args)
@@ -274,7 +271,6 @@ def legible(name:str) -> str: # of a file
     "A name that can be shown anywhere, though it is not in UTF-8"
     return printable(name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace'))
 
-# %% ../nbs/lib/pictures.ipynb #9a347513
 class Report:
     "What a run over a folder did: `made`, `kept` from before, and `notes` (file, what it is, what was done)"
     head = ['what it is', 'what was done', 'files', 'such as']

@@ -41,7 +41,8 @@ def _answers_rows(name, wanted):
         a, acc = kept[k], mean_sd(kept[k]['rows'], 'accuracy')
         seeds = f"{len(a['seeds'])} seed{'s'*(len(a['seeds']) > 1)}"
         cols = [acc if a['kind'] == o else '–' for o in _kinds]
-        if a['kind'] in _kinds: rows.append([name.split('_')[0], f'{k}, {seeds}: mean ± sd', '–', *cols])
+        title = f'accuracy, {k}, {seeds}: mean ± sd'
+        if a['kind'] in _kinds: rows.append([name.split('_')[0], title, '–', *cols])
         else: notes.append(f"{name}, {a['kind']}: {k}: accuracy {acc}, {seeds}, {a['device']}")
     return rows, notes
 
@@ -60,7 +61,7 @@ def results_rows(
         for k,title in les.figures.items():
             if k not in wanted: continue
             cols = cell(les.reported, k), *(cell(best.get(o, {}), k) for o in _kinds)
-            rows.append([name.split('_')[0], title, *cols])
+            if any(o != '–' for o in cols): rows.append([name.split('_')[0], title, *cols])
         rows, notes = [*rows, *more], [*notes, *said, *others]
     return rows, notes
 

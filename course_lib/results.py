@@ -7,13 +7,13 @@ __all__ = ['sample_checks', 'run_kind', 'claim', 'versions', 'record', 'results_
            'save_answer', 'load_answers', 'mean_sd', 'answers_table', 'Answers', 'expected_minutes', 'header']
 
 # %% ../nbs/lib/results.ipynb #87b0b125
-import json, os, platform, time, tomllib
+import json, os, platform, time
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 import numpy as np
 from fastcore.basics import AttrDict
-from .core import (active_profile, clone_root, course_file, CourseError, course_device, device_name,
+from .core import (active_profile, clone_root, CourseError, course_device, device_name, registry,
     find_lesson, lesson_settings, lessons, runs_home, seed_everything)
 from .files import file_lock, read_json, readable_json, write_atomic
 from .show import md_rows, use_style
@@ -51,7 +51,7 @@ def versions() -> dict:
     return dict(python=platform.python_version(), **libs)
 
 def _dataset_size(name, profile): # how many items the registry says a dataset has
-    return tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8'))[name][profile]['count']
+    return registry()[name][profile]['count']
 
 # %% ../nbs/lib/results.ipynb #73a3dac1
 _started = {}
@@ -216,7 +216,6 @@ def _most_like(known, cfg, device):
     best = sorted(known, key=like)[-1] # this machine's last
     return best, [f"{k} {best['settings'].get(k)}, now {cfg[k]}" for k in unlike(best)]
 
-# %% ../nbs/lib/results.ipynb #edb4bf11
 def expected_minutes(lesson:str, profile:str) -> str: # name of the lesson; `sample` or `full`
     "How long this lesson took in the known run that is most like the one to come, in words"
     here = course_device().type

@@ -288,7 +288,6 @@ def _work(todo, run, out, errors, line):
             errors.append(e)
             line.done(f'{name}  {type(e).__name__}', name)
 
-# %% ../nbs/lib/runner.ipynb #181a55a0
 def _in_threads(work, n):
     "Work in n threads, until all have ended or Ctrl-C was pressed"
     workers = [threading.Thread(target=work, daemon=True) for _ in range(n)]

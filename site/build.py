@@ -1,5 +1,5 @@
 """Turn the executed notebooks into static pages that work from a file system: `make site`, then open _site/index.html (or
-`python site/build.py FOLDER`; what is in the folder goes).
+`python site/build.py FOLDER`; pages from before go, and a folder with anything else in it is refused).
 
 Sphinx with MyST-NB and the book theme: it reads notebooks as they are, its search needs no server (the index is a script), and previous, next, dark and light, and pages
 for a phone come with the theme. Formulas become MathML, so that nothing is fetched. A module's page is made of its docments by nbdev's `show_doc`.
@@ -51,6 +51,8 @@ def tell_alts(path):
 
 def gather():
     "The sources in one folder, laid out as in the clone, so that the links between them hold"
+    if out.exists() and any(out.iterdir()) and not {'.build', 'objects.inv'} & {o.name for o in out.iterdir()}:
+        sys.exit(f'{out}: expected a folder that is new, empty or a site of before; this one holds something else')
     shutil.rmtree(out, ignore_errors=True)
     (src/'api').mkdir(parents=True)
     (src/'_static').mkdir()

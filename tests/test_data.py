@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from fastai.vision.all import AttrDict, URLs
 from course_lib import data
-from course_lib.core import CourseError
-from course_lib.data import full_data, registry
+from course_lib.core import CourseError, registry
+from course_lib.data import full_data
 
 layout = {'train/*.txt': 2, 'valid/*.txt': 1}
 good = ['toy/train/1.txt', 'toy/train/2.txt', 'toy/valid/3.txt']

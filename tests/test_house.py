@@ -1,5 +1,5 @@
 "The house is in order: package and notebooks agree, notebooks are clean and small, the tables name each other"
-import ast, base64, configparser, json, re, tomllib
+import ast, base64, configparser, json, re, shlex, tomllib
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -7,9 +7,8 @@ import numpy as np, pytest
 
 from course_lib.navigation import with_navigation
 from course_lib.report import readme_with
-from course_lib.core import lesson_settings, lessons
+from course_lib.core import lesson_settings, lessons, registry
 from course_lib.results import run_kind
-from course_lib.data import registry
 
 root = Path(__file__).resolve().parent.parent
 def modules_in(lib): return {'.'.join(p.relative_to(lib).with_suffix('').parts): p for p in sorted(lib.rglob('*.py')) if not p.stem.startswith('_')}
@@ -308,6 +307,46 @@ def test_readme_table():
         assert '<!-- results -->' in text and '<!-- /results -->' in text
         assert readme_with(text, short=p.parent == root) == text
     assert readme_with('<!-- results -->\nold\n<!-- /results -->') != '<!-- results -->\nold\n<!-- /results -->'
+
+
+def told_commands():
+    "Each `course …` in the texts and the notebooks, in a line of code or in words: page, command"
+    pages = [*root.glob('*.md'), *(root/o/'README.md' for o in ('data', 'results', 'tests')), *(root/'course_lib'/'weights').glob('*.md')]
+    texts = [(p.name, p.read_text(encoding='utf-8')) for p in pages]
+    texts += [(p.stem, ''.join(c['source'])) for p in notebooks for c in read(p)['cells'] if c['cell_type'] == 'markdown']
+    lines = lambda text: [*text.split('`')[1::2], *(o[4:].split('  ')[0] for o in text.splitlines() if o.startswith('    '))]
+    found = ((k, re.match(r'(?:\.venv/bin/|torchrun .* --no-python )?(course [a-z].*)', o)) for k,text in texts for o in lines(text))
+    return sorted({(k, m[1]) for k,m in found if m})
+
+
+@pytest.mark.parametrize('page, line', told_commands())
+def test_told_commands_exist(page, line, monkeypatch):
+    "A command in a text is one that `course` has, with options that it takes; what stands for an argument may be left out"
+    from fastcore.script import anno_parser
+    from course_lib.cli import commands
+    name, *args = shlex.split(line)[1:]
+    assert name in commands
+    parser, said = anno_parser(commands[name].__wrapped__), []
+    monkeypatch.setattr(parser, 'error', said.append)
+    unknown = parser.parse_known_args(args)[1]
+    assert not [o for o in said if 'required' not in o and 'expected one argument' not in o]
+    assert said or not unknown
+
+
+def test_one_name_for_a_notebook():
+    "The README's route, the lessons' tables and a notebook's heading call it the same"
+    title = {p.stem: read(p)['cells'][0]['source'].splitlines()[0].removeprefix('# ') for p in notebooks if p.parent.name == 'nbs'}
+    route = dict(re.findall(r'^\| (?:· )?\[(?:[0-9b]+) ([^\]]*)\]\(nbs/(\w+)\.ipynb\)', (root/'README.md').read_text(encoding='utf-8'), re.M))
+    assert {v: k for k,v in route.items()} == {k: v for k,v in title.items() if k[:2] != '00'}
+    assert [o.title for o in lessons().values()] == [f"Lesson {k.split('_')[0]} · {title[k]}" for k in lessons()]
+
+
+def test_lab_sees_the_pictures():
+    "`make lab` serves a folder in which the pictures of the notebooks' texts lie"
+    served = (root/re.search(r'jupyter lab --notebook-dir (\S+)', (root/'Makefile').read_text())[1]).resolve()
+    shown = [(p.parent/o).resolve() for p in notebooks for c in read(p)['cells'] if c['cell_type'] == 'markdown'
+             for o in re.findall(r'!\[[^\]]*\]\(([^)]*)\)', ''.join(c['source']))]
+    assert len(shown) > 10 and all(o.is_relative_to(served) and o.is_file() for o in shown)
 
 
 @each_lesson

@@ -1,5 +1,6 @@
 "Weights that come with the course: small, whole, loaded offline, and as good as their cards say"
-import json
+import json, re, subprocess
+from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
@@ -30,6 +31,15 @@ def test_card(name):
     o = kept_trainings()[name]
     for text in (f'`{name}.safetensors`', about.sha256[:16], o.data, o.limits, o.title): assert text in card
     for k,v in about.figures.items(): assert f'| {k} | {v:.4g} |' in card
+
+
+@each_kept
+def test_commit_is_there(name):
+    "The commit that a card names is in the history, where there is one"
+    git = lambda *args: subprocess.run(['git', *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if git('rev-parse', '--is-shallow-repository').stdout.strip() != 'false': pytest.skip('no history here')
+    commit = re.search(r'commit ([0-9a-f]{7,})', kept_file(name).with_suffix('.md').read_text(encoding='utf-8'))[1]
+    assert git('merge-base', '--is-ancestor', commit, 'HEAD').returncode == 0
 
 
 @each_kept

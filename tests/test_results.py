@@ -183,7 +183,7 @@ def answered(accs, n=N, profile='full', name='CNN, 3 epochs', keep=False, **chan
 def test_answers_mean_and_deviation(clone):
     "The mean over the seeds, and the standard deviation beside it"
     answered([.98, .94, .96])
-    assert any(o[1].startswith('CNN, 3 epochs, 3 seeds') and o[4] == '0.9600 ± 0.0200' for o in results_rows()[0])
+    assert any(o[1].startswith('accuracy, CNN, 3 epochs, 3 seeds') and o[4] == '0.9600 ± 0.0200' for o in results_rows()[0])
     table = answers_table(lesson, ['CNN, 3 epochs', 'not run'], ['accuracy', 'valid_loss']).splitlines()
     assert len(table) == 4 and table[3].startswith('| not run | not run yet |')
     assert '| 0.9600 ± 0.0200 | 0.0400 ± 0.0200 | 3 | full | 1.5 |' in table[2]

@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 from PIL import Image
 from conftest import patience
-from course_lib.core import CourseError, data_home, lesson_settings, lessons
-from course_lib.data import check_layout, count_files, get_data, registry
+from course_lib.core import CourseError, data_home, lesson_settings, lessons, registry
+from course_lib.data import check_layout, count_files, get_data
 from course_lib.samples import make as making
 from course_lib.samples.make import find_maker, known_files, make_sample, pixels_digest, sample_maker, sample_stamp
 

@@ -17,6 +17,13 @@ def site(tmp_path_factory):
     return out
 
 
+def test_only_a_folder_of_its_own(tmp_path):
+    "A folder with something else in it is refused and left alone"
+    (tmp_path/'thesis.tex').touch()
+    res = subprocess.run([sys.executable, root/'site'/'build.py', tmp_path], capture_output=True, text=True)
+    assert res.returncode and 'holds something else' in res.stderr and (tmp_path/'thesis.tex').exists()
+
+
 class Page(HTMLParser):
     "What a page links to, what it loads, and its anchors"
     def __init__(self, path):

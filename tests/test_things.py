@@ -1,7 +1,7 @@
 "The things that stand in for CIFAR-10: which names, the same picture for the same seed, no two alike, the layout"
 import numpy as np, pytest
-from course_lib.core import CourseError
-from course_lib.data import check_layout, registry
+from course_lib.core import CourseError, registry
+from course_lib.data import check_layout
 from course_lib.samples.things import draw_thing, make_things, thing_names
 
 pixels = lambda *args: np.asarray(draw_thing(*args))

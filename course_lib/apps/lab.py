@@ -39,7 +39,6 @@ def facts(before, after): # PIL pictures, whole and damaged
     size = f'{after.width} × {after.height} px · file {kb:.1f} kB · '
     return size + (f'PSNR {db:.1f} dB' if db < 99 else 'unchanged')
 
-# %% ../../nbs/apps/crappify_lab.ipynb #8873f9c2
 def shown_bytes(before, after): # PIL pictures, whole and damaged → a JPEG file of the size of the first
     "A damaged picture as it is sent to the browser"
     small = after.width*2 <= before.width
@@ -126,7 +125,6 @@ def control(name, p, value) -> widgets.Widget: # of a strength: its name, its `S
     kind = widgets.IntRangeSlider if p.whole else widgets.FloatRangeSlider
     return kind(readout_format='d' if p.whole else '.3g', **look)
 
-# %% ../../nbs/apps/crappify_lab.ipynb #e4009d9a
 def _button(name, icon, tip, call, width):
     b = widgets.Button(description=name, icon=icon, tooltip=tip, layout=dict(width=width))
     b.on_click(lambda _: call())
@@ -142,7 +140,6 @@ def _strengths(fn, p): # a step; how often it happens
     controls = {k: control(k, o, getattr(fn, k)) for k,o in params.items()}
     return controls, widgets.FloatSlider(p, description='how often', **share, **_wide)
 
-# %% ../../nbs/apps/crappify_lab.ipynb #4f01eb40
 def _buttons(card, panel):
     "What moves a card to another place, or takes it away"
     todo = ('up', 'arrow-up', -1), ('down', 'arrow-down', 1), ('remove', 'times', None)
@@ -158,7 +155,7 @@ def _close(*made):
     for o in made:
         for w in filter(None, (getattr(o, 'style', None), o.layout, o)): w.close()
 
-# %% ../../nbs/apps/crappify_lab.ipynb #08fbe1ec
+# %% ../../nbs/apps/crappify_lab.ipynb #ca4d0001
 class Card:
     "The widgets of one step of the chain: its strengths, how often it happens, and its place"
     def __init__(self, fn, panel): # a crappifier; the `LabPanel` that the card is in

@@ -25,7 +25,6 @@ examples = { # what it is called → (photograph, damage)
     'a cat, from a small JPEG': ('cat', 'downscale(150, back=True) jpeg(30)'),
     'somebody wrote on a portrait': ('portrait', 'jpeg(45) text(.09)')}
 
-# %% ../../nbs/apps/page.ipynb #8616bd30
 def example(name:str) -> Image.Image: # one of `examples`
     "A held-out photograph, damaged"
     photo, steps = examples[name]

@@ -74,7 +74,6 @@ def _watcher(write, size, tell, every):
         if i % every == 0: write(x.clamp(0, 1), (k, i))
     return each
 
-# %% ../../nbs/apps/style_files.ipynb #d17b915d
 def _file_network(arch, pretrained, ims, tell):
     seed_everything(0)
     small = torch.cat([picture_batch(o, (96, 96), 'cpu') for o in ims])
@@ -87,7 +86,6 @@ def _job_key(ims, *what):
     sha = lambda b: hashlib.sha256(b).hexdigest()
     return sha(json.dumps([*(sha(o.tobytes()) for o in ims), *what]).encode())
 
-# %% ../../nbs/apps/style_files.ipynb #2ca84671
 def _check_job(out, weight, evals):
     if out.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
         raise CourseError(f'{out}: expected a name that ends in .png or .jpg')

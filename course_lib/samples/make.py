@@ -7,11 +7,11 @@ __all__ = ['makers', 'sample_maker', 'sample_cards', 'find_maker', 'sample_stamp
            'as_made']
 
 # %% ../../nbs/samples/make.ipynb #65f85a17
-import hashlib, json, os, shutil, tomllib
+import hashlib, json, os, shutil
 from importlib import import_module
 from pathlib import Path
 from PIL import Image
-from ..core import CourseError, course_file, data_home, tell_path
+from ..core import CourseError, data_home, registry, tell_path
 from ..files import code_key, file_lock, write_atomic
 from ..results import sample_checks
 
@@ -31,8 +31,7 @@ def sample_maker(
 
 def sample_cards() -> dict: # name → its table in the registry
     "The embedded samples that `data/datasets.toml` knows of"
-    cards = tomllib.loads(course_file('datasets.toml').read_text(encoding='utf-8'))
-    return {k: v['sample'] for k,v in cards.items() if 'sample' in v}
+    return {k: v['sample'] for k,v in registry().items() if 'sample' in v}
 
 # %% ../../nbs/samples/make.ipynb #32a6cdff
 def find_maker(
@@ -138,12 +137,13 @@ def known_files(
 ) -> list:
     "The files without those that somebody else has put into a sample's folder; of any other folder, all"
     files, made = [Path(o) for o in files], {}
-    def near(d): # what the course made, of the sample that a folder belongs to; None where it belongs to none
+    def near(d): # the sample that a folder belongs to and what the course made of it, or None
         if d not in made:
             got = _read_stamp(d)[1]
-            made[d] = {d/o for o in got} if got is not None else near(d.parent) if d != d.parent else None
+            made[d] = (d, got) if got is not None else near(d.parent) if d != d.parent else None
         return made[d]
-    return [o for o in files if near(o.parent) is None or o in near(o.parent)]
+    def known(f): return not (at := near(f.parent)) or f.relative_to(at[0]).as_posix() in at[1]
+    return [*filter(known, files)]
 
 # %% ../../nbs/samples/make.ipynb #6e725533
 def pixels_digest(
