@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 LESSONS ?=
 PROFILE ?=
+BENCHES ?= crappify lab mnist_input feature_loss style cyclegan darknet_variants course
 BIN := .venv/bin
 export UV_COMPILE_BYTECODE := 1
 export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
@@ -59,7 +60,7 @@ site: setup
 	@$(BIN)/python site/build.py
 
 bench: setup
-	@for f in $(filter-out $(addprefix benchmarks/,gpu_report.py train_restorer.py pictures.py),$(wildcard benchmarks/*.py)); do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+	@bad=; for f in $(BENCHES); do echo "== $$f"; $(BIN)/python benchmarks/$$f.py --keep || bad="$$bad $$f"; done; [ -z "$$bad" ] || { echo "Failed:$$bad"; exit 1; }
 
 pictures: setup
 	@$(BIN)/python benchmarks/pictures.py

@@ -8,14 +8,13 @@ backward, of a fixed size, with one thread. `in_calibrations` is a way's time in
 
 Writes _runs/bench/course.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
-import json, os, statistics, subprocess, sys, tempfile, time
+import os, statistics, subprocess, sys, tempfile, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from fastcore.script import call_parse
 from fastcore.xtras import modified_env
-from course_lib.core import clone_root, CourseError, device_name, runs_home
-from course_lib.files import write_atomic
-from course_lib.results import versions
+from common import about, keep_result
+from course_lib.core import CourseError
 from course_lib.runner import find_notebook, lesson_notebooks, run_lessons, side_by_side
 
 convolution = '''
@@ -66,8 +65,7 @@ def main(
     "Measure `course run`"
     todo = [find_notebook(o) for o in lessons.split()] or lesson_notebooks()
     jobs, threads = side_by_side(len(todo), 'sample', jobs)
-    res = dict(profile='sample', machine=device_name(), cores=os.cpu_count(), lessons_at_once=jobs, threads=threads, versions=versions())
-    print(*(f'{k}: {v}' for k,v in res.items()), sep='\n')
+    res = about(profile='sample', cores=os.cpu_count(), lessons_at_once=jobs, threads=threads)
     res['lesson 01 alone'] = alone = measure([find_notebook('01')], 1, 1, nullcontext)
     lesson_01, = alone['lessons'].values() # without the time in which Jupyter is imported here
     for name,around in dict(quiet=nullcontext, busy=busy).items():
@@ -75,5 +73,4 @@ def main(
         got['in_lesson_01'] = round(got['seconds']/lesson_01, 2)
         print(f"{name}: {len(todo)} lessons in {got['seconds']} s, {got['in_lesson_01']} times lesson 01, "
               f"{got['in_calibrations']} calibrations of {got['calibration_ms']} ms", flush=True)
-    homes = [runs_home()/'bench', *([clone_root()/'results'/'benchmarks'] if keep else [])]
-    for o in homes: write_atomic(o/'course.json', json.dumps(res, indent=1)+'\n')
+    keep_result('course', res, keep)

@@ -5,11 +5,11 @@ grain, both of quality 90. Each way writes 96-pixel JPEGs into a fresh folder, w
 times; medians are compared. Then: how far our pictures are from the plain ones, before and after the JPEG; a chain of many
 steps with one and with two workers; and the peak memory of a process that crappifies 1,000 and 10,000 files.
 
-    python benchmarks/crappify.py [--repeats 5] [--where /dev/shm]
+    python benchmarks/crappify.py [--repeats 5] [--where /dev/shm] [--keep]
 
-Writes _runs/bench/crappify.json; run on a quiet machine.
+Writes _runs/bench/crappify.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
-import json, os, random, shutil, statistics, subprocess, sys, tempfile, time
+import os, random, shutil, statistics, subprocess, sys, tempfile, time
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -63,12 +63,13 @@ def seconds(way, src, tmp, workers):
 
 def compare(ways, src, tmp, repeats):
     "Median seconds of each (way, workers), taken in turn after a short warm-up"
+    from common import spread
     got, n = {f'{k}, {w} worker{"s" if w > 1 else ""}': [] for w in (1, 2) for k in ways}, len(list(src.glob('*')))
     for r in range(repeats+1):
         for key,(w,k) in zip(got, [(w, k) for w in (1, 2) for k in ways]):
             t = seconds(ways[k], src, tmp, w)
             if r: got[key].append(t)
-    for k,v in got.items(): print(f'  {k:<28} {statistics.median(v):8.2f} s {n/statistics.median(v):10,.1f} images/s', flush=True)
+    for k,v in got.items(): print(f'  {k:<28} {spread(v)} {n/statistics.median(v):10,.1f} images/s', flush=True)
     return {k: statistics.median(v) for k,v in got.items()}, {k: [round(o, 3) for o in v] for k,v in got.items()}
 
 
@@ -108,13 +109,13 @@ def main(
     repeats:int=5,   # how often each measurement is taken
     where:str=None,  # folder to work in (default: the system's folder for temporary files)
     n:int=1000,      # photographs of 500×375
-    n_large:int=48   # photographs of 4000×3000
+    n_large:int=48,  # photographs of 4000×3000
+    keep:bool=False  # also write results/benchmarks
 ):
     "Compare the lecture's crappifier, run with `parallel`, with `crappify_folder`"
-    from course_lib.core import device_name, runs_home
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
+    from common import about, keep_result
     from course_lib.crappify import old_family
+    head = about(repeats=repeats)
     tmp = Path(tempfile.mkdtemp(dir=where))
     try:
         folders = {'500×375': make_photos(tmp/'small', n, (500, 375), 0), '4000×3000': make_photos(tmp/'large', n_large, (4000, 3000), 4)}
@@ -135,5 +136,4 @@ def main(
         res['peak MB'] = {f'{o:,} files': memory(folders['500×375'], tmp, o) for o in (1000, 10_000)}
         print(f"\npeak memory: {res['peak MB']}")
     finally: shutil.rmtree(tmp, ignore_errors=True)
-    out = runs_home()/'bench'/'crappify.json'
-    write_atomic(out, json.dumps(dict(repeats=repeats, device=device_name(), versions=versions(), results=res), indent=1, ensure_ascii=False)+'\n')
+    keep_result('crappify', dict(head, results=res), keep)

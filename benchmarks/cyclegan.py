@@ -9,10 +9,9 @@ and the convolutions' speed against the fastest that this machine was seen to do
 
     python benchmarks/cyclegan.py [--repeats 7] [--sz 128] [--half no] [--keep]
 
-128 pixels on a CPU, 256 on CUDA. Writes _runs/bench/cyclegan-DEVICE.json (with --keep results/benchmarks/…); run on a quiet machine.
+128 pixels on a CPU, 256 on CUDA. Writes _runs/bench/cyclegan-DEVICE.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
-import copy, json, statistics, time
-from pathlib import Path
+import copy, statistics, time
 import torch, torch.nn.functional as F
 from fastcore.script import call_parse
 from torch import nn
@@ -131,23 +130,21 @@ def main(
     blocks:int=9,  # residual blocks
     steps:int=3,   # steps whose losses are compared
     half:str='auto', # 16-bit numbers: no or auto
-    keep:bool=False # write to results/benchmarks
+    keep:bool=False # also write results/benchmarks
 ):
     "Compare the plain loop with `cycle_step`"
-    from course_lib.core import (clone_root, course_device, device_name, lesson_settings, runs_home,
-        seed_everything)
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
+    from common import about, keep_result, spread
+    from course_lib.core import course_device, lesson_settings, seed_everything
     from course_lib.cyclegan import CycleGAN
     dev = course_device()
     sz = sz or (256 if dev.type == 'cuda' else 128)
     seed_everything(0)
     cfg = lesson_settings('07', 'full', sz=sz, ngf=ngf, ndf=ngf, blocks=blocks, half=half)
-    gan = CycleGAN(cfg)
+    head, gan = about(dev, sz=sz, ngf=ngf, blocks=blocks, half=half, repeats=repeats), CycleGAN(cfg)
     plain, ours, picture = Plain(gan), Ours(gan), lambda: F.interpolate(torch.rand(1, 3, 16, 16, device=dev)*2-1, sz, mode='bicubic').clip(-1, 1)
     pairs = [(picture(), picture()) for _ in range(steps)]
     off, (first_plain, first_ours) = agreement(plain, ours, pairs)
-    print(f'{device_name()}, {sz} px, batch 1: losses differ by up to {off} (relative) in steps 1 to {steps}', flush=True)
+    print(f'the losses differ by up to {off} (relative) in steps 1 to {steps}', flush=True)
     ways, got = dict(plain=plain, ours=ours), dict(plain=[], ours=[])
     for r in range(repeats+1): # the first is a warm-up
         for k,o in ways.items():
@@ -155,14 +152,12 @@ def main(
             if r: got[k].append(t)
     med, work = {k: statistics.median(v) for k,v in got.items()}, flops(plain, sz)
     top = dict(plain=ceiling(dev, torch.float32), ours=ceiling(dev, gan.low or torch.float32))
-    res = dict(sz=sz, ngf=ngf, blocks=blocks, half=half, seconds={k: [round(o, 4) for o in v] for k,v in got.items()}, ratio=round(med['plain']/med['ours'], 3),
+    res = dict(seconds={k: [round(o, 4) for o in v] for k,v in got.items()}, ratio=round(med['plain']/med['ours'], 3),
         losses_differ=off, losses=dict(plain=first_plain, ours=first_ours), gflop_a_step=round(work/1e9, 1), ways={})
     for k,o in ways.items():
         conv, whole = profiled(lambda: o.step(*pairs[0]), dev)
         res['ways'][k] = dict(milliseconds=round(1000*med[k], 2), share_in_convolutions=round(conv/whole, 3), gflops=round(work/med[k]/1e9, 1),
             ceiling_gflops=round(top[k]/1e9, 1), of_the_ceiling=round(work/med[k]/top[k], 3))
-        print(f'  {k:<6} ' + ' '.join(f'{a} {b}' for a,b in res['ways'][k].items()), flush=True)
+        print(f'  {k:<6} {spread(got[k], digits=3)} ' + ' '.join(f'{a} {b}' for a,b in res['ways'][k].items()), flush=True)
     print(f"  {res['ratio']:.2f} times the steps per second of the plain loop")
-    home = clone_root()/'results'/'benchmarks' if keep else runs_home()/'bench'
-    about = dict(repeats=repeats, device=device_name(), versions=versions(), results=res)
-    write_atomic(Path(home)/f'cyclegan-{dev.type}.json', json.dumps(about, indent=1)+'\n')
+    keep_result(f'cyclegan-{dev.type}', dict(head, results=res), keep)

@@ -5,11 +5,11 @@ batch that lies on the device, and what the forward pass keeps in memory. The fo
 a warm-up; medians are compared with the bottleneck's. `ratio` is time against time, `ratio_counted` multiplications against
 multiplications: where the two differ, counting would have misled.
 
-    python benchmarks/darknet_variants.py [--profile full] [--bs 256] [--repeats 7] [--keep]
+    python benchmarks/darknet_variants.py [--profile full] [--bs 128] [--repeats 7] [--keep]
 
-Writes _runs/bench/darknet_variants.json, with --keep results/benchmarks/ as well; run on a quiet machine.
+Writes _runs/bench/darknet_variants-DEVICE.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
-import json, statistics, time
+import statistics, time
 from fastcore.script import call_parse
 
 
@@ -43,7 +43,7 @@ def seconds(step, n):
 
 @call_parse
 def main(
-    profile:str='full', # whose network: full (the lecture's) or sample
+    profile:str='',     # whose network: full (the lecture's) or sample (default: full on a card, sample on a CPU)
     bs:int=0,           # pictures in a batch (0: the profile's)
     steps:int=5,        # steps in one measurement
     repeats:int=7,      # how often each measurement is taken
@@ -51,14 +51,16 @@ def main(
 ):
     "Time the forms of the block side by side"
     from torch.utils.flop_counter import FlopCounterMode
-    from course_lib.core import clone_root, device_name, lesson_settings, runs_home
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
+    from common import about, keep_result, spread
+    from course_lib.core import course_device, lesson_settings
     from course_lib.darknet import block_variants
     from course_lib.models import picture_bytes
     from course_lib.resnet import n_params
+    dev = course_device()
+    profile = profile or ('sample' if dev.type == 'cpu' else 'full')
     cfg = lesson_settings('10', profile)
     bs = bs or cfg.bs
+    head = about(dev, profile=profile, bs=bs, repeats=repeats)
     made, got = {k: stepper(cfg, bs, v) for k,v in block_variants.items()}, {k: [] for k in block_variants}
     for step,*_ in made.values(): seconds(step, 2)
     for r in range(repeats):
@@ -70,11 +72,9 @@ def main(
             images_per_second=round(bs/statistics.median(got[k])), kept_mib=round(bs*picture_bytes(model, (32, 32))/2**20, 1),
             all_seconds=[round(o, 5) for o in got[k]])
     first = next(iter(rows.values()))
-    print(f'{bs} pictures a step, median of {repeats}, {device_name()}')
     for k,o in rows.items():
         o['ratio'], o['ratio_counted'] = (round(o[c]/first[c], 2) for c in ('step_seconds', 'multiplications'))
-        print(f"  {k:<30} {o['parameters']:>12,} parameters {o['multiplications']/1e6:9.1f} M multiplications {o['step_seconds']*1000:9.1f} ms a step"
+        took = spread([1000*s for s in got[k]], 'ms', 1)
+        print(f"  {k:<30} {o['parameters']:>12,} parameters {o['multiplications']/1e6:9.1f} M multiplications {took} a step"
               f"   {o['ratio']:.2f} times the time, {o['ratio_counted']:.2f} times the multiplications, {o['kept_mib']:,.0f} MiB kept")
-    res = json.dumps(dict(profile=profile, bs=bs, repeats=repeats, device=device_name(), versions=versions(), results=rows), indent=1)+'\n'
-    write_atomic(runs_home()/'bench'/'darknet_variants.json', res)
-    if keep and clone_root(): write_atomic(clone_root()/'results'/'benchmarks'/'darknet_variants.json', res)
+    keep_result(f'darknet_variants-{dev.type}', dict(head, results=rows), keep)

@@ -9,7 +9,7 @@ are compared. Whether the results agree is checked in the same run, to 1e-4 of t
 
 Writes _runs/bench/feature_loss.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
-import json, statistics, time
+import statistics, time
 from fastcore.script import call_parse
 
 
@@ -59,13 +59,12 @@ def main(
     size:int=128,          # their side
     judge:str='vgg16_bn',  # a network of torchvision's
     threads:int=1,         # threads of the CPU
-    keep:bool=False        # also write results/benchmarks/feature_loss.json
+    keep:bool=False        # also write results/benchmarks
 ):
     "Measure both losses in turn"
     import torch
-    from course_lib.core import clone_root, course_device, device_name, runs_home, seed_everything
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
+    from common import about, keep_result, spread
+    from course_lib.core import course_device, seed_everything
     from course_lib.feature_loss import FeatureLoss, LossNetwork
     from course_lib.unet import Hooks, before_it_shrinks, layer_shapes
     torch.set_num_threads(threads)
@@ -76,6 +75,7 @@ def main(
     ids = before_it_shrinks(layer_shapes(net))[2:5]
     ours = FeatureLoss(LossNetwork(net, ids), wgts[:len(ids)]).to(dev)
     pred, targ = torch.randn(2, bs, 3, size, size, device=dev)
+    head = about(dev, judge=judge, layers=ids, bs=bs, size=size, threads=threads, repeats=repeats)
     with Hooks(net.to(dev)[i] for i in ids) as hooks:
         ways = {'plain': lambda x, y: plain_loss(net, hooks, wgts, x, y), 'ours': ours}
         got = {k: [passed(f, pred, targ, sync)] for k,f in ways.items()} # not counted
@@ -88,11 +88,8 @@ def main(
     (_, a, ga), (_, b, gb) = (exact[k] for k in ('plain', 'ours'))
     off = abs(a-b)/abs(a)
     cosine = torch.nn.functional.cosine_similarity(ga.flatten(), gb.flatten(), dim=0).item()
-    res = dict(judge=judge, layers=ids, bs=bs, size=size, threads=threads, repeats=repeats, device=device_name(dev), versions=versions(),
-        seconds=seconds, median=median, ratio=round(median['plain']/median['ours'], 3), loss_differs_by=off, cosine_of_gradients=round(cosine, 6))
-    for k,v in median.items(): print(f'{k:<6} {v:.3f} s  ({min(seconds[k]):.3f} to {max(seconds[k]):.3f})')
+    res = dict(head, seconds=seconds, median=median, ratio=round(median['plain']/median['ours'], 3), loss_differs_by=off, cosine_of_gradients=round(cosine, 6))
+    for k,v in seconds.items(): print(f'  {k:<6} {spread(v, digits=3)}')
     print(f"{res['ratio']:.2f} times as fast; the losses differ by {off:.1e} of their size; cosine of the gradients {cosine:.5f}")
     if off > 1e-4: raise SystemExit('the two losses do not agree')
-    text = json.dumps(res, indent=1)+'\n'
-    write_atomic(runs_home()/'bench'/'feature_loss.json', text)
-    if keep: write_atomic(clone_root()/'results'/'benchmarks'/'feature_loss.json', text)
+    keep_result('feature_loss', res, keep)

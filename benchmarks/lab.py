@@ -4,9 +4,9 @@ A real Jupyter kernel holds the panel with a photograph of 512×512 pixels. The 
 moved slider sends, and waits for the message that carries the new picture. Every step is measured alone in the chain, its first
 slider moved from end to end; then a chain of eight steps, with the first and with the last of them moved. Median and worst.
 
-    python benchmarks/lab.py [--repeats 25]
+    python benchmarks/lab.py [--repeats 25] [--keep]
 
-Writes _runs/bench/lab.json; run on a quiet machine.
+Writes _runs/bench/lab.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
 import json, os, statistics, time
 from contextlib import contextmanager
@@ -96,18 +96,17 @@ def measure(kc, text, i, repeats):
 
 @call_parse
 def main(
-    repeats:int=25 # how often each slider is moved
+    repeats:int=25, # how often each slider is moved
+    keep:bool=False # also write results/benchmarks
 ):
     "Measure the panel's answer for every step"
     import_module('course_lib.old_prints') # its steps as well
-    from course_lib.core import device_name, runs_home
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
+    from common import about, keep_result
     from course_lib.steps import steps
     todo = {**{k: (k, 0) for k,v in steps.items() if v.params}, 'eight steps, the first changed': (long, 0), 'eight steps, the last changed': (long, 7)}
+    head = about(photograph='512×512', repeats=repeats)
     with kernel() as kc:
         ask(kc, setup)
         res = {k: measure(kc, *v, repeats) for k,v in todo.items()}
     for k,v in res.items(): print(f"{k:<32} {v['median']:7.1f} ms   worst {v['worst']:7.1f} ms")
-    out = runs_home()/'bench'/'lab.json'
-    write_atomic(out, json.dumps(dict(photograph='512×512', repeats=repeats, device=device_name(), versions=versions(), milliseconds=res), indent=1)+'\n')
+    keep_result('lab', dict(head, milliseconds=res), keep)

@@ -5,11 +5,11 @@ the input alone, a training epoch of the 12,126-parameter network, and a trainin
 measured with 0 and with 2 workers, and the better one counts. Whole epochs over all training pictures, after a short warm-up;
 each pair is repeated in turn and the medians are compared. The accuracies after the epoch are printed beside.
 
-    python benchmarks/mnist_input.py [--profile full] [--repeats 3]
+    python benchmarks/mnist_input.py [--profile full] [--repeats 3] [--keep]
 
-Writes _runs/bench/mnist_input.json; run on a quiet machine.
+Writes _runs/bench/mnist_input-PROFILE.json (with --keep also results/benchmarks/); run on a quiet machine.
 """
-import json, statistics, time
+import statistics, time
 from fastcore.script import call_parse
 
 
@@ -47,21 +47,25 @@ def epoch_seconds(dls, model, lr, seed):
 
 @call_parse
 def main(
-    profile:str='full', # full (60,000 images) or sample
-    repeats:int=3       # how often each measurement is taken
+    profile:str='',     # full (60,000 images) or sample (default: full where it is at hand or can be fetched)
+    repeats:int=3,      # how often each measurement is taken
+    keep:bool=False     # also write results/benchmarks
 ):
     "Compare the stock pipeline with the tensor cache"
-    from course_lib.core import device_name, lesson_settings, runs_home
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
+    from common import about, keep_result, spread
+    from course_lib.core import CourseError, lesson_settings
     from course_lib.data import get_data
     from course_lib.resnet import resnet_ish, simple_cnn
+    try: path, profile = get_data('mnist', profile or 'full'), profile or 'full'
+    except CourseError as e:
+        if profile: raise
+        print(f'{e}\nThe sample instead')
+        path, profile = get_data('mnist', 'sample'), 'sample'
     cfg = lesson_settings('01', profile)
-    path = get_data('mnist', profile)
     ways = {f'stock, {o} workers': loaders(path, cfg.bs, 'stock', o) for o in (0, 2)} | {'tensor cache': loaders(path, cfg.bs, 'tensor')}
     n = len(ways['tensor cache'].train)*cfg.bs
+    head, res = about(profile=profile, images=n, repeats=repeats), {}
     input_seconds(ways['tensor cache'])
-    res = {}
     for task,model,lr in (('input alone', None, 0), ('CNN, 12,126 parameters', simple_cnn, cfg.lr), ('ResNet', resnet_ish, cfg.lr_deep)):
         got = {k: [] for k in ways}
         for r in range(repeats):
@@ -70,10 +74,9 @@ def main(
         stock = min(v for k,v in med.items() if k.startswith('stock'))
         res[task] = dict(seconds={k: [round(o[0], 3) for o in v] for k,v in got.items()}, images_per_second={k: round(n/v) for k,v in med.items()},
                          ratio=round(stock/med['tensor cache'], 2), accuracy={k: [round(o[1], 4) for o in v] for k,v in got.items()} if model else None)
-        print(f'\n{task}: {n:,} images, median of {repeats}')
+        print(f'\n{task}')
         for k,v in got.items():
             acc = f"   accuracy {statistics.mean(o[1] for o in v):.4f}" if model else ''
-            print(f'  {k:<18} {med[k]:8.2f} s {n/med[k]:10,.0f} images/s{acc}')
+            print(f'  {k:<18} {spread([o[0] for o in v])} {n/med[k]:10,.0f} images/s{acc}')
         print(f"  {res[task]['ratio']:.1f} times the images per second of the better stock pipeline", flush=True)
-    out = runs_home()/'bench'/'mnist_input.json'
-    write_atomic(out, json.dumps(dict(profile=profile, images=n, repeats=repeats, device=device_name(), versions=versions(), results=res), indent=1)+'\n')
+    keep_result(f'mnist_input-{profile}', dict(head, results=res), keep)

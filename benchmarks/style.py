@@ -11,10 +11,10 @@ textbook version for --long evaluations, ours for --short. A run passes if our l
 
     python benchmarks/style.py [--arch vgg16_bn] [--size 256] [--long 500] [--short 300] [--repeats 3] [--threads 2] [--keep]
 
-Writes _runs/bench/style.json, with --keep also results/benchmarks/style.json; run on a quiet machine. Without ImageNet weights
+Writes _runs/bench/style.json (with --keep also results/benchmarks/); run on a quiet machine. Without ImageNet weights
 the network has random ones of unit variance, and the line says so.
 """
-import json, math, statistics, time
+import math, statistics, time
 from fastcore.script import call_parse
 
 
@@ -89,13 +89,12 @@ def main(
     speed_evals:int=12,     # Evaluations in each of them; the first two are not counted
     threads:int=2,          # Of a CPU
     content:str='cat', style:str='night', # Pictures of the sample
-    keep:bool=False         # Also write results/benchmarks/style.json
+    keep:bool=False         # Also write results/benchmarks
 ):
     "Compare our style transfer with a plain one"
     import torch
-    from course_lib.core import clone_root, course_device, device_name, runs_home, seed_everything
-    from course_lib.results import versions
-    from course_lib.files import write_atomic
+    from common import about, keep_result, spread
+    from course_lib.core import course_device, seed_everything
     from course_lib.data import get_data
     from course_lib.models import half_dtype
     from course_lib.style import FourierCanvas, block_ends, open_picture, optimise, picture_batch, soft_noise, transfer_loss
@@ -113,7 +112,7 @@ def main(
         losses = optimise(loss, FourierCanvas(start), evals, each=lambda *args: times.append(time.perf_counter()))[1]
         return losses, times
     ways = {'textbook': lambda n: textbook.run(start, n), 'ours': ours}
-    print(f"{arch}, weights: {trained}; {size} px, {device_name()}")
+    head = about(device, arch=arch, weights=trained, size=size, style_weight=weight, content=content, style=style, threads=threads, repeats=repeats)
     same = textbook.loss(textbook.normed(start)).item(), loss(start).item()
     assert math.isclose(*same, rel_tol=1e-3 if half_dtype(device) is None else .05), f'not the same loss at the start: {same}'
     rates = {k: [] for k in ways}
@@ -123,7 +122,7 @@ def main(
             rates[k].append((len(ts)-2)/(ts[-1]-ts[1]))
     med = {k: statistics.median(v) for k,v in rates.items()}
     ratio = med['ours']/med['textbook']
-    for k,v in med.items(): print(f'  {k:<9} {v:8.2f} evaluations/s')
+    for k,v in rates.items(): print(f'  {k:<9} {spread(v, "evaluations/s")}')
     print(f'  {ratio:.2f} times as many (wanted: 1.2)', flush=True)
     got = {k: ways[k](n)[0] for k,n in (('textbook', long), ('ours', short))}
     low = {k: min(v) for k,v in got.items()}
@@ -131,10 +130,7 @@ def main(
     passed = low['ours'] <= low['textbook'] and ratio >= 1.2
     print('passed' if passed else 'NOT passed')
     textbook.close()
-    res = dict(arch=arch, weights=trained, size=size, style_weight=weight, content=content, style=style, threads=threads,
-        repeats=repeats, device=device_name(), versions=versions(), evaluations_per_second={k: [round(o, 3) for o in v] for k,v in rates.items()},
+    res = dict(head, evaluations_per_second={k: [round(o, 3) for o in v] for k,v in rates.items()},
         ratio=round(ratio, 3), loss={k: round(v, 5) for k,v in low.items()}, evaluations=dict(textbook=long, ours=short), passed=passed,
         curve={k: [round(o, 4) for o in v[::10]] for k,v in got.items()})
-    text = json.dumps(res, indent=1)+'\n'
-    write_atomic(runs_home()/'bench'/'style.json', text)
-    if keep and clone_root(): write_atomic(clone_root()/'results'/'benchmarks'/'style.json', text)
+    keep_result('style', res, keep)
