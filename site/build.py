@@ -4,7 +4,7 @@
 Sphinx with MyST-NB and the book theme: it reads notebooks as they are, its search needs no server (the index is a script), and previous, next, dark and light, and pages
 for a phone come with the theme. Formulas become MathML, so that nothing is fetched. A module's page is made of its docments by nbdev's `show_doc`.
 """
-import json, re, shutil, subprocess, sys, warnings
+import ast, json, re, shutil, subprocess, sys, warnings
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
@@ -40,10 +40,19 @@ def without_folders(path):
     return re.sub(r'(?<!!)\[([^\]]*)\]\(([^)]*)\)', is_file, path.read_text(encoding='utf-8'))
 
 
-def tell_alts(path):
-    "The alternative text of a cell's figure, where MyST-NB looks for it"
+def imports_alone(text):
+    try: found = ast.parse(text).body
+    except SyntaxError: return False # a line of the notebook's own, with % or !
+    return found and all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in found)
+
+
+def prepare(path):
+    "A figure's alternative text goes where MyST-NB looks for it; what nbdev hides is hidden, and imports are folded"
     nb = json.loads(path.read_text(encoding='utf-8'))
     for c in nb['cells']:
+        text = ''.join(c['source'])
+        if re.match(r'#\| (hide|default_exp)', text): c['metadata']['tags'] = ['remove-input' if c.get('outputs') else 'remove-cell']
+        elif c['cell_type'] == 'code' and imports_alone(text): c['metadata']['tags'] = ['hide-input']
         alts = [m['alt'] for o in c.get('outputs', []) for m in o.get('metadata', {}).values() if 'alt' in m]
         if alts: c['metadata']['mystnb'] = dict(image=dict(alt='; '.join(alts)))
     path.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
@@ -61,7 +70,7 @@ def gather():
     for o in ('nbs', 'results', 'data'):
         shutil.copytree(root/o, src/o, ignore=shutil.ignore_patterns('.*', 'sample', 'cache', '*.lock'))
     (src/'results'/'README.md').write_text(without_folders(root/'results'/'README.md'), encoding='utf-8')
-    for p in (src/'nbs').rglob('*.ipynb'): tell_alts(p)
+    for p in (src/'nbs').rglob('*.ipynb'): prepare(p)
     mods = sorted('.'.join(p.relative_to(root/'course_lib').with_suffix('').parts) for p in (root/'course_lib').rglob('*.py') if p.stem[0] != '_')
     for o in mods: (src/'api'/f'{o}.md').write_text(api_page(o), encoding='utf-8')
     return mods
@@ -72,7 +81,7 @@ def index(mods):
     names = lambda d: [f'nbs/{d}/{p.stem}' for p in sorted((src/'nbs'/d).glob('*.ipynb'))]
     rows = [f"| [{p.stem.split('_')[0]}](nbs/{p.name}) | {title(p)} |" for p in lessons]
     return '\n'.join(['# A deep-learning course that runs', '', 'Numbered notebooks, as they were executed. [What it is and how to run it](README.md).', '',
-        '| | |', '|---|---|', *rows, '', toc('Lessons', [f'nbs/{p.stem}' for p in lessons]), *(toc(v, names(k)) for k,v in folders.items()),
+        '| | |', '|---|---|', *rows, '', toc('Lessons', [f"{p.stem.split('_')[0]} {title(p)} <nbs/{p.stem}>" for p in lessons]), *(toc(v, names(k)) for k,v in folders.items()),
         toc('The package', [f'api/{o}' for o in mods]), toc('About', ['README', 'results/README', 'CONTRIBUTING', 'CHANGELOG', 'SECURITY', 'data/README'])])
 
 

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project, author, copyright = 'A deep-learning course that runs', 'The course_lib maintainers', 'The course_lib maintainers, Apache 2.0'
 extensions = ['myst_nb']
 nb_execution_mode = 'off'
+nb_code_prompt_show, nb_code_prompt_hide = 'imports', 'imports' # nothing else is folded
 nb_ipywidgets_js = {} # the panels need a kernel: in a page they are text
 nb_mime_priority_overrides = [('html', o, i) for i,o in enumerate(('image/jpeg', 'image/png', 'text/html', 'text/markdown'))]
 nb_merge_streams = True
