@@ -397,7 +397,7 @@ def crappify_folder(
     workers:int=None, # processes, where it takes longer than seconds; None: one a core; 1: this one alone
     shown:bool=True   # a progress bar, where somebody watches
 ) -> Report:
-    "Crappify a folder, or what is missing of it; what it has not made is left; else `CourseError`"
+    "Crappify what is missing of a folder; leaves what it has not made; `CourseError` where it cannot"
     fn = load_crappifier(fn)
     s, d = (os.path.realpath(o) for o in (src, dst))
     if not os.path.isdir(s): raise CourseError(f'{src}: there is no such folder. Expected photographs')

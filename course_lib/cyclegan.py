@@ -250,7 +250,7 @@ def generator_losses(gan, a, b): # a `CycleGAN`; pictures of both kinds (n, 3, h
 
 # %% ../nbs/07_cyclegan.ipynb #a2897c84
 def critic_loss(critic, real, fake): # a discriminator; pictures, the fakes without a graph
-    "Half for each kind, so that discriminators learn at half the pace (Zhu et al. 2017, appendix 7.1)"
+    "Half for each kind (Zhu et al. 2017, appendix 7.1, to slow D; but Adam undoes a constant factor)"
     on_real, on_fake = critic(torch.cat([real, fake])).split(len(real))
     return (gan_loss(on_real, True) + gan_loss(on_fake, False))/2
 
@@ -391,7 +391,7 @@ def fixed_pairs(cfg, path, n:int=3) -> tuple: # the lesson's settings; the datas
     return tuple(torch.stack(o).to(course_device()) for o in zip(*(ds[i] for i in range(min(n, len(ds))))))
 
 # %% ../nbs/07_cyclegan.ipynb #179044b7
-def train(cfg, folder=None): # the lesson's settings; for checkpoints, without a word: of a kept training
+def train(cfg, folder=None): # the lesson's settings; for checkpoints of a kept training, which is silent
     "Train the lesson's CycleGAN, going on where it was stopped; under torchrun in several processes"
     with joined_processes():
         seed_everything(cfg.seed)

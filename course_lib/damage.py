@@ -21,7 +21,7 @@ def damage_of(
     "How far a crappifier takes photographs from themselves"
     def one(f):
         im = open_rgb(f)
-        out = crappify_photo(fn, im, seed, Path(f).name)
+        out = crappify_photo(fn, im, seed, '/'.join(Path(f).parts[-2:]))
         return psnr(out.resize(im.size), im), len(file_bytes(out, 'x.jpg'))/1000
     db, kb = np.array([one(o) for o in files]).T
     changed = db[np.isfinite(db)] if np.isfinite(db).any() else db

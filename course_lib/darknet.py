@@ -162,7 +162,7 @@ def train(cfg): # the lesson's settings; `bs` is the batch of one process → th
         seed_everything(cfg.seed) # the same shuffling everywhere
         dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
         learn = cifar_learner(dls, darknet_of(cfg, n_out=dls.c), cfg, cbs=[ShareGradients()])
-        torch.manual_seed(cfg.seed+rank) # and augmentation of one's own
+        torch.manual_seed(cfg.seed+rank) # each process draws its own augmentation
         return fit_and_save(learn, partial(fit_darknet, epochs=cfg.epochs, lr=cfg.lr), '10_darknet_cifar10')
 
 train.distributed = True # `course train` refuses torchrun to a lesson that does not say so
@@ -211,7 +211,7 @@ def fit_judge(x, y, cfg) -> tuple: # see `judge_pictures`; settings; (its last w
 
 # %% ../nbs/10_darknet_cifar10.ipynb #10d00006
 def train_judge(cfg) -> tuple: # settings of the kept training; (the judge, seconds, one more figure)
-    "The mean of the judge's weights; how good the last ones were by themselves is told"
+    "The judge with the mean of its weights; the figure is the accuracy of its last weights"
     seed_everything(cfg.seed)
     dls = cifar_dls(get_data(cfg.dataset, cfg.profile), cfg.bs)
     last, mean, seconds = fit_judge(*judge_pictures(dls.train), cfg)

@@ -23,11 +23,11 @@ def _edge(ax, a, b, text='', rad=0, back=False):
         connectionstyle=f'arc3,rad={rad}',
         patchA=a.get_bbox_patch(), patchB=b.get_bbox_patch(), shrinkA=1, shrinkB=1, mutation_scale=11)
     (x0, y0), (x1, y1) = a.get_position(), b.get_position()
-    ax.annotate('', (x1, y1), (x0, y0), arrowprops=how, zorder=1)
+    ax.annotate('', (x1, y1), (x0, y0), arrowprops=how, zorder=3) # after the boxes, whose size it needs
     if not text: return
     at = (x0+x1)/2 + rad*(y1-y0)/2, (y0+y1)/2 - rad*(x1-x0)/2 # the top of the arc
     bbox = dict(fc='white', ec='none', pad=1)
-    ax.text(*at, text, ha='center', va='center', fontsize=8, color=color, zorder=3, bbox=bbox)
+    ax.text(*at, text, ha='center', va='center', fontsize=8, color=color, zorder=4, bbox=bbox)
 
 # %% ../nbs/lib/diagrams.ipynb #5c0de004
 def draw_schematic(

@@ -16,9 +16,9 @@ def camera(
     grain:float=.1   # standard deviation of the grain, the same for all
 ):                   # (n, 1, h, w)
     "Pictures as a camera with grain sees them"
-    dev = torch.where(faint, ink, 1.)[:,None,None,None]
+    contrast = torch.where(faint, ink, 1.)[:,None,None,None]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    return x*dev.to(x) + grain*noise.to(x)
+    return x*contrast.to(x) + grain*noise.to(x)
 
 # %% ../nbs/12_who_it_affects.ipynb #91ab81bf
 def error_rates(
@@ -36,7 +36,7 @@ def urn_loop(
     seed:int,            # of all that is drawn
     corrected:bool=False,# count an incident with the weight 1/probability that the patrol was there
     start:float=10.      # balls of each colour at the beginning
-) -> np.ndarray:         # (days,) the share of patrols that the first district is due
+) -> np.ndarray:         # (days,) the first district's share of the patrols
     "Patrols sent where incidents were found, as an urn (Ensign et al. 2018, sections 3 and 4)"
     rng, balls, res = np.random.default_rng(seed), np.full(2, start), []
     for _ in range(days):

@@ -114,7 +114,8 @@ def make_loss_network(cfg, x) -> tuple: # settings; pictures on the device that 
     encoder, had = judge_encoder(cfg.judge, cfg.pretrained)
     places, wanted = before_it_shrinks(layer_shapes(encoder)), cfg.judge_layers.split()
     n = len(places)
-    if had == 'course' != cfg.judge: wanted = [str(n-i) for i in range(len(wanted), 0, -1)] # its deepest
+    if had == 'course' and cfg.judge != 'course': # its deepest
+        wanted = [str(n-i) for i in range(len(wanted), 0, -1)]
     if not wanted or not {*wanted} <= {*map(str, range(n))}: raise CourseError(f'judge_layers = '
         f'{cfg.judge_layers}: {cfg.judge} shrinks {n} times. Expected numbers from 0 to {n-1}')
     return LossNetwork(encoder, [places[int(i)] for i in wanted]).to(x.device), bool(had)
@@ -272,7 +273,6 @@ def measure_colour(net, cfg) -> dict: # a colouriser; its settings
     return measure_squares(net, cfg, lpips=lpips, colour=lambda out, y: colourfulness(out),
         colour_photograph=lambda out, y: colourfulness(y))
 
-# %% ../nbs/05_feature_loss_superres.ipynb #6c0d0043
 def train_colour(cfg) -> tuple: # settings of a kept training; (colouriser, seconds, what was told on the way)
     "Pixels alone, and then the game, with the feature loss in place of squared error"
     x = squares_to_train(cfg).to(course_device())

@@ -84,12 +84,10 @@ class MadeHere:
         self.folder, self.file, self.kwargs, self.known = Path(folder), Path(folder)/list_file, kwargs, {}
         text = self.file.read_text(encoding='utf-8', errors='replace') if self.file.exists() else ''
         for line in text.splitlines():
-            try: self._read(*json.loads(line))
-            except (ValueError, TypeError, LookupError): pass # cut off
-    def _read(self, name, *about):
-        # lists of the first version have three parts
-        digests, key = (about[:1], about[1]) if len(about) == 2 else (about[-1], '')
-        for o in digests: self.known[name, o[:16]] = key
+            try:
+                name, digest, key = json.loads(line)
+                self.known[name, digest] = key
+            except (ValueError, TypeError): pass # cut off
     def key(self, name:str|Path):
         "What a file of ours was made from; None for any other"
         p = self.folder/name

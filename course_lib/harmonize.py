@@ -136,7 +136,7 @@ def square_variation(x): # (1, 3, h, w) → (1, 3, h-1, w-1)
 
 def tv_weight(painting, tau:float=1.) -> float: # (1, 3, h, w), 0 to 1; how strongly it is stylised
     "Little total variation for detailed paintings, much for smooth ones"
-    return (tau*10*torch.sigmoid(25 - 1e4*square_variation(painting).mean(1).median())).item()
+    return (tau*10*torch.sigmoid(25 - 1e4*square_variation(painting).median()/2)).item()
 
 # %% ../nbs/08b_painterly_harmonization.ipynb #08b00007
 def _one_mapping(f, s, where, ref): # features of both pictures, the object's places at each layer, a layer

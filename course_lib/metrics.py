@@ -96,7 +96,7 @@ def train_feature_net(
     "Train a feature network on corrupted pictures"
     seed_everything(seed)
     net = FeatureNet().to(course_device())
-    opt = torch.optim.Adam(net.parameters(), 2e-3)
+    opt = torch.optim.Adam(net.parameters())
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, 5e-3, steps)
     for _ in range(steps):
         xb, yb = corrupted(to_unit(x[torch.randint(len(x), (bs,))]).to(course_device()))
@@ -165,7 +165,7 @@ def _classifier(nf=16):
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*nf, 1))
 
 # %% ../nbs/lib/metrics.ipynb #a494ced1
-def domain_classifier(ds, steps:int=80, seed:int=0): # pairs of pictures, A and B; of 32
+def domain_classifier(ds, steps:int=80, seed:int=0): # pairs of pictures, A and B; of 16 pairs each
     "A small network that learns to tell real A from real B: (n, 3, h, w) → (n, 1), above 0 for B"
     torch.manual_seed(seed)
     dev, rng = course_device(), torch.Generator().manual_seed(seed)

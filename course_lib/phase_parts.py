@@ -84,6 +84,7 @@ def gradient_gain(opt, mom): # a fastai optimiser that averages gradients
 def carry_state(old, new, steps=0): # optimisers of the same parameters; how many steps the old one has made
     "Hand averages of gradients and squares on, and name them; nothing to or from other libraries' optimisers"
     was, now = opt_memory(old), opt_memory(new)
+    if average_sqr_grad in now and average_sqr_grad not in was: return [] # all from zero
     keep = [k for k,f in opt_averages.items() if f in was and f in now]
     for (_,_,s,h0), (_,_,state,h) in zip(old.all_params(), new.all_params()) if keep else ():
         state.update({k: s[k] for k in keep if k in s})

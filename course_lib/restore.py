@@ -141,7 +141,6 @@ def sees_all(model) -> bool: # a network
     own = SelfAttention, nn.InstanceNorm2d, nn.GroupNorm, nn.AdaptiveAvgPool2d
     return any(isinstance(o, own) for o in model.modules())
 
-# %% ../nbs/05b_any_photograph.ipynb #5aa043ee
 def restore_photo(
     model, im,          # such as `load_network` gives, set to eval mode; PIL image, turned upright if need be
     most:int=1_000_000, # pixels; larger pictures go through in tiles

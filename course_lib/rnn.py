@@ -220,7 +220,8 @@ class Model4(nn.Module):
         super().__init__()
         self.i_h, self.rnn = nn.Embedding(nv, nh), rnn(nh, nh, n_layers, batch_first=True)
         self.h_o, self.bn = nn.Linear(nh, nv), nn.BatchNorm1d(nh)
-        if rnn is nn.RNN: nn.init.orthogonal_(self.rnn.weight_hh_l0)
+        for k,o in self.rnn.named_parameters():
+            if rnn is nn.RNN and k.startswith('weight_hh'): nn.init.orthogonal_(o)
         self.reset()
     def reset(self): self.h = None
     def hidden(self, x): # (bs, words) → (bs, words, nh)

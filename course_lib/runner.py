@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['cell_minutes', 'notebooks', 'full_name', 'find_notebook', 'lesson_notebooks', 'LiveLine', 'explain_error',
-           'threads_env', 'kernel_env', 'execute', 'page_of', 'headline', 'run_one', 'side_by_side', 'longest_first',
-           'run_lessons', 'run_cells', 'save_outputs']
+           'kernel_env', 'execute', 'page_of', 'headline', 'run_one', 'side_by_side', 'longest_first', 'run_lessons',
+           'run_cells', 'save_outputs']
 
 # %% ../nbs/lib/runner.ipynb #c2fbff79
 import atexit, base64, json, linecache, mimetypes, os, re, shutil, signal, sys, tempfile, textwrap, threading
@@ -82,16 +82,13 @@ def explain_error(i:int, cell) -> str: # number of the cell, from 1; the cell (n
                       textwrap.indent('\n'.join(lines[-24:]), '    ')])
 
 # %% ../nbs/lib/runner.ipynb #017233ac
-def threads_env(threads:int=0) -> dict: # 0: as many as torch likes
-    "The variables that set a process's threads; those that wait for work leave the core to others"
-    return {'OMP_WAIT_POLICY': 'PASSIVE', **({'OMP_NUM_THREADS': str(threads)} if threads else {})}
-
-def kernel_env(profile:str, runs:Path, threads:int=0) -> dict: # `runs`: where results go
+def kernel_env(profile:str, runs:Path, threads:int=0) -> dict: # where results go; 0: as many as torch likes
     "A kernel's environment: figures go into the notebook, text is UTF-8, and the reader's own variables stay"
     warn = {'PYTHONWARNINGS': 'ignore::FutureWarning:torch.jit._script'}
+    cpu = {'OMP_WAIT_POLICY': 'PASSIVE', **({'OMP_NUM_THREADS': str(threads)} if threads else {})}
     ours = dict(COURSE_PROFILE=profile, COURSE_RUNS=str(runs), JUPYTER_PREFER_ENV_PATH='1', PYTHONUTF8='1',
                 MPLBACKEND='module://matplotlib_inline.backend_inline')
-    return {**warn, **threads_env(threads), **os.environ, **ours}
+    return {**warn, **cpu, **os.environ, **ours} # threads that wait for work leave the core to others
 
 # %% ../nbs/lib/runner.ipynb #e16aa0ff
 _running = set() # nbclient's clients whose kernels are at work

@@ -30,7 +30,7 @@ def scene_codes(path) -> list: # a folder with `codes.txt`
 def scene_files(
     path # a folder with `images`, `valid.txt`, and perhaps `train.txt` and `test.txt`
 ) -> dict: # `train`, `valid` and, where there is one, `test` → list of picture files
-    "The pictures of each part of a split, all that is in no list in `train` where that has none"
+    "The pictures of each part of a split; `train`, where it has no list, is all that is in no other"
     pics = {o.name: o for o in get_image_files(Path(path)/'images', recurse=False).sorted()}
     lists = {k: f for k in ('train', 'valid', 'test') if (f := Path(path)/f'{k}.txt').exists()}
     names = {k: f.read_text(encoding='utf-8-sig').splitlines() for k,f in lists.items()}
@@ -40,7 +40,6 @@ def scene_files(
     rest = [o for o in pics if o not in taken]
     return {k: [pics[o] for o in v] for k,v in {'train': rest, **names}.items()}
 
-# %% ../nbs/lib/scenes.ipynb #857ab860
 def _check_lists(path, names, pics):
     listed, again = [o for v in names.values() for o in v], 'Fetch the dataset again'
     if 'valid' not in names: raise CourseError(f'{path}: no valid.txt, the list to validate on. {again}')
@@ -74,9 +73,8 @@ def check_masks(
     if bad: raise CourseError(f'{files[bad[0]]}: a pixel is {top[bad[0]]}, and there are {n} codes, '
         f'0 ({codes[0]}) to {n-1} ({codes[-1]}); {len(bad)} of {len(files)} masks. Expected a code for each')
 
-# %% ../nbs/lib/scenes.ipynb #c08e2f41
 def check_sizes(files:list): # pictures
-    "Raise `CourseError` for a mask that has not its picture's size"
+    "Raise `CourseError` for a mask whose size is not its picture's"
     for p in files:
         a, b = PILPhoto.create(p).size, SceneMask.create(mask_file(p)).size
         if a != b: raise CourseError(f'{mask_file(p)}: {b[0]}×{b[1]} pixels, and its picture {p.name} has '

@@ -32,11 +32,6 @@ def text_table(rows:list, head:list) -> str: # lists of cells; the names of the 
     rows.insert(1, ['-'*w for w in wide])
     return '\n'.join('  '.join(c.ljust(w) for c,w in zip(r, wide)).rstrip() for r in rows)
 
-# %% ../nbs/lib/show.ipynb #2d26ae25
-def _in_ipython():
-    from IPython import get_ipython
-    return get_ipython() is not None
-
 # %% ../nbs/lib/show.ipynb #a17e0002
 def alt_text(fig) -> str: # a matplotlib figure
     "A figure in words, from its titles and labels"
@@ -61,12 +56,13 @@ def use_style():
     mpl.rcParams.update({'figure.constrained_layout.use': True, 'savefig.dpi': 80, 'grid.alpha': .3,
         'image.cmap': 'gray', 'font.size': 9, 'legend.frameon': False,
         'axes.formatter.min_exponent': 3}) # on a log axis .06, not 6 × 10⁻²
-    try: from matplotlib_inline.backend_inline import set_matplotlib_formats
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError: return
-    if not _in_ipython(): return
-    from IPython import get_ipython
+    if not (ip := get_ipython()): return
     set_matplotlib_formats('png')
-    _tell_alt(get_ipython().display_formatter.formatters['image/png'])
+    _tell_alt(ip.display_formatter.formatters['image/png'])
 
 # %% ../nbs/lib/show.ipynb #9646a3fb
 def to_array(

@@ -298,7 +298,7 @@ def motion_blur(im, rng, length=span(1, 40, (4, 14), .5, 'px', 'of the stroke th
 # %% ../nbs/lib/steps.ipynb #9d564b8b
 @step('noise')
 def gaussian_noise(im, rng, sigma=span(0, 100, (5, 25), 1., '/255', 'spread of what is added')):
-    "Noise of the electronics, the same everywhere"
+    "Noise of one strength everywhere, in dark places as in bright ones"
     a = as_floats(im)
     return as_picture(a + sigma*rng.standard_normal(a.shape, dtype=np.float32))
 

@@ -167,7 +167,7 @@ def loss_network(
 
 # %% ../nbs/08_style_transfer.ipynb #f7852f5e
 def relative_error(a, target): # (n, …); (n, …) or (1, …) → (n,)
-    "Squared error, divided by the target's mean square"
+    "Mean squared error, divided by the target's mean square"
     dims = tuple(range(1, a.ndim))
     return (a-target).square().mean(dims) / target.square().mean(dims).clamp(min=1e-12)
 

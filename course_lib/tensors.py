@@ -110,13 +110,6 @@ class PILPhoto(PILImage):
         return cls(open_rgb(fn)) if ours else super().create(fn, **kwargs)
 
 # %% ../nbs/lib/tensors.ipynb #be57382c
-def _reflected(x, pad):
-    "A batch with its own reflection around it: row −1 is row 1 again; bytes too, on every device"
-    for dim,n in ((2, x.shape[2]), (3, x.shape[3])):
-        at = torch.arange(-pad, n+pad, device=x.device).abs()
-        x = x.index_select(dim, (n-1) - ((n-1) - at).abs())
-    return x
-
 def random_crop(
     x,         # tensor (n, c, h, w) of any type
     pad:int,   # pixels put around
@@ -129,7 +122,8 @@ def random_crop(
     if pad < 0 or mode == 'reflect' and pad >= min(h, w):
         raise CourseError(f'random_crop: pad = {pad}, pictures {h}×{w}. Expected 0 or more; less to reflect')
     i, j = (torch.randint(2*pad+1, (n,), device=x.device) if o is None else o for o in (i, j))
-    padded = _reflected(x, pad) if mode == 'reflect' else F.pad(x, (pad,)*4)
+    if mode == 'zeros': padded = F.pad(x, (pad,)*4)
+    else: padded = F.pad(x.float(), (pad,)*4, mode=mode).to(x.dtype) # it cannot reflect bytes
     windows = padded.unfold(2, h, 1).unfold(3, w, 1) # (n, c, 2·pad+1, 2·pad+1, h, w)
     return windows[torch.arange(n, device=x.device), :, i, j]
 

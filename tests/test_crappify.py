@@ -671,16 +671,6 @@ def test_a_short_file_that_no_reader_knows(src, tmp_path):
     assert [o for o,_ in rep.left_out] == ['0.jpg'] and (dst/'0.jpg').read_bytes() == b'....ftypheic, from a telephone'
 
 
-def test_a_list_of_before(src, tmp_path):
-    "What an older version has made, whose list has other columns, is ours too, and made anew"
-    dst = tmp_path/'a'
-    crappify_folder(lecture, src, dst)
-    log = dst/'.crappify'/'made.jsonl'
-    old = [json.loads(o) for o in log.read_text().splitlines() if o]
-    log.write_text(''.join(json.dumps([rel, 'key', 1, 2, 3, None, [digest]])+'\n' for rel,digest,_ in old))
-    assert counts(crappify_folder(lecture, src, dst)) == (12, 0, 0) and counts(crappify_folder(lecture, src, dst)) == (0, 12, 0)
-
-
 def test_crash_after_the_file_is_in_its_place(src, tmp_path, monkeypatch):
     "A line is written first: what was put into its place and never noted as finished is still ours"
     dst, put = tmp_path/'a', os.replace

@@ -191,6 +191,16 @@ def test_torch_optimisers():
     assert carry_state(learn.opt, SGD(list(learn.model.parameters()), lr=1., mom=.9)) == []
 
 
+def test_from_sgd_to_adam():
+    "Adam's squares begin at zero there, so its count of steps must as well: the first update is the rate, and not nine times as much"
+    w = nn.Parameter(torch.zeros(3))
+    sgd, adam = SGD([w], lr=0., mom=.9), Adam([w], lr=.1, mom=.9, wd=0.)
+    for _ in range(200): w.grad = torch.full_like(w, 2.); sgd.step()
+    assert carry_state(sgd, adam, 200) == []
+    adam.step()
+    assert torch.allclose(w, torch.tensor(-.1), atol=1e-3)
+
+
 def test_average():
     "The model ends with the mean of the weights after each step of the phase; without that phase it is left alone"
     taken = []

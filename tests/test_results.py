@@ -186,7 +186,7 @@ def test_answers_mean_and_deviation(clone):
     assert any(o[1].startswith('accuracy, CNN, 3 epochs, 3 seeds') and o[4] == '0.9600 ± 0.0200' for o in results_rows()[0])
     table = answers_table(lesson, ['CNN, 3 epochs', 'not run'], ['accuracy', 'valid_loss']).splitlines()
     assert len(table) == 4 and table[3].startswith('| not run | not run yet |')
-    assert '| 0.9600 ± 0.0200 | 0.0400 ± 0.0200 | 3 | full | 1.5 |' in table[2]
+    assert '| 0.9600 ± 0.0200 | 0.0400 ± 0.0200 | 3 | full |' in table[2]
 
 
 @pytest.mark.parametrize('how', [dict(n=1000), dict(epochs=1), dict(profile='sample', n=1797)])

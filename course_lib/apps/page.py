@@ -21,7 +21,7 @@ from ..show import beside
 
 # %% ../../nbs/apps/page.ipynb #7f7f635e
 examples = { # what it is called → (photograph, damage)
-    'a cup in bad light': ('coffee', 'gaussian_noise(14) jpeg(40)'),
+    'a cup in bad light': ('coffee', 'gaussian_noise(30) jpeg(80)'),
     'a cat, from a small JPEG': ('cat', 'downscale(150, back=True) jpeg(30)'),
     'somebody wrote on a portrait': ('portrait', 'jpeg(45) text(.09)')}
 
@@ -41,7 +41,8 @@ def read_photo(
     "The photograph that was sent, upright; raises `CourseError`, before it is decoded where it is too large"
     try: return open_photo(data, most=most//enlarge**2)[0]
     except Image.DecompressionBombError as e:
-        why = f'{e}, enlarged {enlarge} times: this page takes {most/1e6:.0f} megapixels. Use course restore'
+        larger = f', enlarged {enlarge} times' if enlarge > 1 else ''
+        why = f'{e}{larger}: this page takes {most/1e6:.0f} megapixels. Use course restore'
     except Exception as e: why = f'{why_unreadable(e)}. Expected a photograph, such as a JPEG or PNG file'
     raise CourseError(why)
 
@@ -89,8 +90,9 @@ class RestorePage:
         "Restore the photograph again, and show it or say why not; meanwhile nothing else can be chosen"
         self.said.value = self.home.value = ''
         self.upload.disabled = self.sample.disabled = True
-        model = self.model or load_network(kept_file(self.kind.value))[0]
-        try: self.photo = Photo(self.source, model, self.enlarge.value)
+        try:
+            model = self.model or load_network(kept_file(self.kind.value))[0]
+            self.photo = Photo(self.source, model, self.enlarge.value)
         except CourseError as e: self.said.value = html.escape(f'{self.name}: {e}')
         else:
             name = Path(self.name).stem.replace(' ', '-') + '-restored.jpg'

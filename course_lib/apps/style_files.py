@@ -45,7 +45,7 @@ def style_file(
     size:int=512, weight:float=5.,  # the longer side of the result, in pixels; of the style
     keep:bool=False, evals:int=300, # keep the photograph's colours; see `transfer`
     arch:str='squeezenet1_1', pretrained:str='auto', # see `loss_network`
-    tell=print, every:int=20 # is told in a line where the work is; evaluations between two pictures so far
+    tell=print, every:int=20 # is called with progress lines; evaluations from one picture so far to the next
 ) -> Path: # `out`
     "Paint a photograph; goes on where an earlier call with the same arguments was stopped"
     content, painting, out = map(Path, (content, painting, out))
