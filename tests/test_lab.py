@@ -296,3 +296,12 @@ def test_run_by_a_program(tmp_path):
     data = res['nb'].cells[0].outputs[0].data
     assert set(data) == {'image/jpeg', 'text/plain'} and 'seed 3' in data['text/plain'] and 'widgets' not in res['nb'].metadata
     assert data['image/jpeg'][:60] in (tmp_path/'out'/'try.html').read_text()
+
+
+def test_restore_page_without_its_weights(monkeypatch):
+    "It says so, and another photograph can still be chosen"
+    from course_lib.apps import page
+    def missing(*args): raise CourseError('no weights here')
+    monkeypatch.setattr(page, 'load_network', missing)
+    made = page.RestorePage()
+    assert 'no weights here' in made.said.value and not made.upload.disabled and not made.sample.disabled

@@ -479,6 +479,12 @@ def test_coloured_mask(path):
     with pytest.raises(CourseError, match='a_P.png.*coloured'): scene_dls(path, 2, (24, 32))
 
 
+def test_mask_with_large_numbers(path):
+    "Sixteen bits hold more than a class has room for: 300 is not 255, which means void"
+    Image.fromarray(np.full((24, 32), 300, np.uint16)).save(path/'labels'/'a_P.png')
+    with pytest.raises(CourseError, match='a_P.png.*above 255'): scene_dls(path, 2, (24, 32))
+
+
 def test_mask_on_its_side(path):
     "Stored on its side and marked so: read upright, and as large as its picture"
     a = (np.arange(24*32).reshape(24, 32) % 4).astype(np.uint8)
